@@ -1,0 +1,156 @@
+"""The case: one attention problem, fully determined, with a readable id from which it can be rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+"""Short names (used in ids) of the dtypes that a case can have, with torch's names."""
+
+MASKS = ("full", "causal", "causal-topleft")
+"""Visibility rules; `causal` is aligned bottom-right, `causal-topleft` top-left (see `semantics.py`)."""
+
+MAX_HEAD_DIM = 256
+
+_ID = re.compile(
+    r"(?P<dtype>fp16|bf16|fp32|fp64)_b(?P<batch>\d+)_h(?P<heads_q>\d+)x(?P<heads_kv>\d+)"
+    r"_n(?P<seqlen_q>\d+)x(?P<seqlen_k>\d+)_d(?P<head_dim>\d+)_(?P<mask>[a-z-]+)_(?P<regime>[a-z0-9-]+)_(?P<layout>[a-z0-9-]+)"
+    r"(?:_scale(?P<scale>[-+0-9.e]+))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCase:
+    """One attention problem: shapes, heads, dtype, mask, scale, layout, input regime and seed.
+
+    Tensors are written B,H,N,D throughout the verifier: q and dO are (batch, heads_q, seqlen_q, head_dim), k and v are
+    (batch, heads_kv, seqlen_k, head_dim). Query head h reads key head h // (heads_q / heads_kv).
+
+    Attributes:
+        dtype: short name from `DTYPES`.
+        mask: one of `MASKS`.
+        regime: name of an input distribution (`regimes.py`).
+        layout: name of a memory layout of q, k, v and dO (`layouts.py`).
+        scale: softmax scale as an exact float64, or None for 1/sqrt(head_dim) as Python computes it (`head_dim ** -0.5`).
+        lse_grad: whether lse receives a cotangent too (dlse), or only out.
+        seed: seed of the inputs, >= 0.
+
+    Raises:
+        ValueError: if a field is out of range; the message names the field, the value and what is accepted.
+    """
+
+    dtype: str
+    batch: int = 1
+    heads_q: int = 1
+    heads_kv: int = 1
+    seqlen_q: int
+    seqlen_k: int
+    head_dim: int
+    mask: str = "full"
+    regime: str = "normal"
+    layout: str = "contiguous"
+    scale: float | None = None
+    lse_grad: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: got {self.dtype!r}, accepted are {', '.join(DTYPES)}")
+        if self.mask not in MASKS:
+            raise ValueError(f"mask: got {self.mask!r}, accepted are {', '.join(MASKS)}")
+        for name in ("batch", "seqlen_q", "seqlen_k", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted are integers >= 0")
+        for name in ("heads_q", "heads_kv"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted are integers >= 1")
+        if self.heads_q % self.heads_kv:
+            raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
+        if not 1 <= self.head_dim <= MAX_HEAD_DIM:
+            raise ValueError(f"head_dim: got {self.head_dim}, accepted are integers from 1 to {MAX_HEAD_DIM}")
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ValueError(f"scale: got {self.scale}, accepted are finite numbers and None")
+        for name in ("regime", "layout"):
+            if not re.fullmatch(r"[a-z0-9-]+", getattr(self, name)):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, accepted are lower-case words joined by '-'")
+
+    @property
+    def id(self) -> str:
+        """The readable id; `AttentionCase.from_id` gives the case back."""
+        parts = [
+            self.dtype,
+            f"b{self.batch}",
+            f"h{self.heads_q}x{self.heads_kv}",
+            f"n{self.seqlen_q}x{self.seqlen_k}",
+            f"d{self.head_dim}",
+            self.mask,
+            self.regime,
+            self.layout,
+        ]
+        if self.scale is not None:
+            parts.append(f"scale{self.scale!r}")
+        if self.lse_grad:
+            parts.append("dlse")
+        parts.append(f"s{self.seed}")
+        return "_".join(parts)
+
+    @classmethod
+    def from_id(cls, case_id: str) -> AttentionCase:
+        """Rebuild the case from its id.
+
+        Raises:
+            ValueError: if the text is not a case id.
+        """
+        match = _ID.fullmatch(case_id)
+        if match is None:
+            example = cls(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64, mask="causal").id
+            raise ValueError(f"case id: got {case_id!r}, accepted are ids such as {example}")
+        fields: dict[str, str] = match.groupdict()
+        scale = fields["scale"]
+        return cls(
+            dtype=fields["dtype"],
+            mask=fields["mask"],
+            regime=fields["regime"],
+            layout=fields["layout"],
+            scale=None if scale is None else float(scale),
+            lse_grad=fields["lse_grad"] is not None,
+            **{
+                name: int(fields[name])
+                for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "seed")
+            },
+        )
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key head (1: MHA, heads_q: MQA)."""
+        return self.heads_q // self.heads_kv
+
+    @property
+    def softmax_scale(self) -> float:
+        """The scale that multiplies QKᵀ, an exact float64."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features that the case uses, sorted: the key by which errors are aggregated in reports."""
+        found = set()
+        if self.mask != "full":
+            found.add(self.mask)
+        if self.group_size > 1:
+            found.add("mqa" if self.heads_kv == 1 else "gqa")
+        if self.seqlen_q != self.seqlen_k:
+            found.add("cross-length")
+        if self.scale is not None:
+            found.add("scale")
+        if self.lse_grad:
+            found.add("dlse")
+        if self.layout != "contiguous":
+            found.add("layout")
+        return tuple(sorted(found)) or ("plain",)
+
+    def replace(self, **changes: object) -> AttentionCase:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""The tensors of a case: what goes in, and what comes out (of a kernel, of an oracle, or as a budget)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+FORWARD = ("out", "lse")
+BACKWARD = ("dq", "dk", "dv")
+TENSORS = FORWARD + BACKWARD
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Inputs of a case, drawn in its dtype; logical shapes are B,H,N,D whatever the memory layout.
+
+    Attributes:
+        q: (batch, heads_q, seqlen_q, head_dim).
+        k: (batch, heads_kv, seqlen_k, head_dim).
+        v: (batch, heads_kv, seqlen_k, head_dim).
+        dout: cotangent of out, shaped like out: (batch, heads_q, seqlen_q, head_dim).
+        dlse: cotangent of lse, (batch, heads_q, seqlen_q), float32 (float64 for float64 cases), or None.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dout: torch.Tensor
+    dlse: torch.Tensor | None
+
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same values on another device; strides are kept by the caller's layout, not by this copy."""
+        return Inputs(
+            q=self.q.to(device),
+            k=self.k.to(device),
+            v=self.v.to(device),
+            dout=self.dout.to(device),
+            dlse=None if self.dlse is None else self.dlse.to(device),
+        )
+
+    def double(self) -> Inputs:
+        """The same values, exactly, in float64."""
+        return Inputs(
+            q=self.q.double(),
+            k=self.k.double(),
+            v=self.v.double(),
+            dout=self.dout.double(),
+            dlse=None if self.dlse is None else self.dlse.double(),
+        )
+
+
+@dataclass(slots=True)
+class Outputs:
+    """One tensor for each output of a case: a kernel's values, an oracle's truth, a radius or a budget.
+
+    Attributes:
+        out: (batch, heads_q, seqlen_q, head_dim).
+        lse: natural log of the sum of exponentials, (batch, heads_q, seqlen_q).
+        dq: gradient with respect to q, shaped like q.
+        dk: gradient with respect to k, shaped like k (summed over the query heads of a group).
+        dv: gradient with respect to v, shaped like v.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    dq: torch.Tensor
+    dk: torch.Tensor
+    dv: torch.Tensor
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor, in the order of `TENSORS`."""
+        for name in TENSORS:
+            yield name, getattr(self, name)

@@ -1,0 +1,1 @@
+"""Numerics: number formats, the arithmetic that a kernel states, and the error that it may make."""

@@ -1,0 +1,101 @@
+"""The numerical contract: what a kernel states about its own arithmetic, and all that its budget depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flashverify.numerics.formats import FP64, Format
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCore:
+    """A dot product in blocks of `block` products, aligned to the largest exponent, truncated, chained along K.
+
+    Each step truncates block + 1 terms to `extra_bits` bits below the accumulator's last one and truncates its sum:
+    |error| <= ((block + 1) / 2^(extra_bits - 1) + 2) u a step, relative to the sum of magnitudes (docs/numerics.md, lemma 1).
+    Hopper: block 16 for fp16 and bf16 and 8 for tf32, 2 extra bits (Khattak and Mikaitis, arXiv 2512.07004).
+    """
+
+    block: int
+    extra_bits: int
+
+    def kappa(self, length: int) -> float:
+        """Error constant of a dot product of that length, in units of the accumulator's roundoff."""
+        steps = -(-length // self.block)
+        return steps * ((self.block + 1) * 2.0 ** (1 - self.extra_bits) + 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOrder:
+    """A dot product rounded to nearest at every multiplication or addition, in any order: kappa(K) = K (Higham, gamma_K)."""
+
+    def kappa(self, length: int) -> float:
+        """Error constant of a dot product of that length, in units of the accumulator's roundoff."""
+        return float(length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """What a kernel states about its arithmetic. Every parameter of the hard budget comes from here.
+
+    Attributes:
+        storage: format of q, k, v, dO, out and the gradients.
+        accumulator: format of scores, softmax state, sums and accumulators.
+        dot: how dot products are summed in the accumulator.
+        operand: format that operands of products are rounded to inside the dot (tf32), or None if products are exact.
+        probability: format that P is rounded to before P·V and Pᵀ·dO, or None if it stays in the accumulator's.
+        score_gradient: format that dS is rounded to before dQ and dK, or None if it stays in the accumulator's.
+        exp2_ulps: largest error of the exponential, in ulps of the accumulator's format, from the true value.
+        log2_ulps: largest error of the logarithm, in ulps of the accumulator's format, from the true value.
+        log2_absolute: absolute part of the logarithm's error.
+        division_ulps: largest error of a division, in ulps.
+        fused: whether score·scale - maximum is known to be one fused operation (False covers both).
+        flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
+        block_q: query rows of a tile in the backward pass's walk over queries (dK, dV).
+        block_k: keys of a tile in the forward pass's walk over keys; None if the row is handled whole (no rescaling).
+        prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
+        group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
+    """
+
+    storage: Format
+    accumulator: Format
+    dot: TensorCore | AnyOrder
+    operand: Format | None = None
+    probability: Format | None = None
+    score_gradient: Format | None = None
+    exp2_ulps: float
+    log2_ulps: float
+    log2_absolute: float
+    division_ulps: float
+    fused: bool = False
+    flushes_subnormals: bool = False
+    block_q: int | None = None
+    block_k: int | None = None
+    prescaled: bool = False
+    group_partials: bool = False
+
+    def describe(self) -> dict[str, str]:
+        """The contract as words, for reports: one entry a parameter."""
+        described = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            described[name] = value.name if isinstance(value, Format) else str(value)
+        return described
+
+
+ORACLE_FLOAT64 = Contract(
+    storage=FP64,
+    accumulator=FP64,
+    dot=AnyOrder(),
+    exp2_ulps=2.0,
+    log2_ulps=2.0,
+    log2_absolute=0.0,
+    division_ulps=0.5,
+)
+"""The float64 oracles: whole rows, products in any order, exp and log within 2 ulp, division rounded to nearest."""
+
+
+
+LN2 = math.log(2.0)
+LOG2E = math.log2(math.e)
