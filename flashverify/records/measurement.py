@@ -1,0 +1,128 @@
+"""What was measured: verdicts, measurements of one tensor, results of one check, the record of one case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Verdict(str, Enum):
+    """The verdict of a check or of a case. A case that was not run is never a pass."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNSUPPORTED = "unsupported"
+    INCONCLUSIVE = "inconclusive"
+
+    @staticmethod
+    def worst(verdicts: list[Verdict]) -> Verdict:
+        """The verdict of the whole: fail before inconclusive before pass; unsupported only if nothing else was said."""
+        for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
+            if verdict in verdicts:
+                return verdict
+        return Verdict.UNSUPPORTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Element:
+    """One element of a tensor, with what was expected of it.
+
+    Attributes:
+        index: its index in the logical B,H,N,D (lse: B,H,N) tensor.
+        value: the kernel's value.
+        truth: the oracle's value.
+        budget: the error allowed, the oracle's radius not yet subtracted.
+    """
+
+    index: tuple[int, ...]
+    value: float
+    truth: float
+    budget: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The error of one tensor of one case.
+
+    Attributes:
+        tensor: out, lse, dq, dk or dv.
+        mode: how truth was formed: "forward", "modular" (backward as a function of the kernel's own out and lse),
+            "end-to-end" (backward from the inputs alone) or "enclosure" (distance from rigorous balls).
+        elements: number of elements compared.
+        max_error: largest |value - truth|, in the tensor's own unit.
+        max_ulp: largest |value - truth| in ulps of the output's dtype at the truth.
+        rms_error: root mean square of value - truth.
+        rms_ulp: root mean square of the error in ulps.
+        bias_ulp: mean signed error in ulps, (value - truth)·sign(truth): negative means shrinkage.
+        headroom: largest (|value - truth| + oracle radius) / budget; above 1 the budget is exceeded.
+        certain_excess: largest (|value - truth| - oracle radius) / budget; above 1 it is exceeded beyond doubt.
+        max_relative: largest |value - truth| / |truth| over nonzero truths (for "enclosure": distance from the ball).
+        violations: number of elements beyond doubt outside the budget (or not finite, or not exact where exactness is due).
+        worst: the element with the largest headroom.
+        worst_ulp: the element with the largest error in ulps.
+    """
+
+    tensor: str
+    mode: str
+    elements: int
+    max_error: float
+    max_ulp: float
+    rms_error: float
+    rms_ulp: float
+    bias_ulp: float
+    headroom: float
+    certain_excess: float
+    max_relative: float
+    violations: int
+    worst: Element | None
+    worst_ulp: Element | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """What one check found on one case.
+
+    Attributes:
+        check: name of the check.
+        verdict: its verdict.
+        reason: why, for a reader; empty for a pass.
+        measurements: one entry a tensor and mode.
+    """
+
+    check: str
+    verdict: Verdict
+    reason: str = ""
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseRecord:
+    """Everything kept of one case of a campaign.
+
+    Attributes:
+        case: the case's id (`AttentionCase.from_id` rebuilds it).
+        kernel: name of the examined kernel.
+        verdict: the worst verdict of its checks.
+        reason: why, for a reader; empty for a pass.
+        dtype: short name of the case's dtype.
+        features: the case's features, joined by "+": the key of aggregation with dtype and tensor.
+        regime: the case's input regime.
+        results: one entry a check that ran.
+        contract: the kernel's numerical contract for this case, as words.
+        configuration: what the kernel says of how it ran (tile sizes and the like).
+        seconds: wall time.
+        peak_bytes: peak device memory, or None where it is not measured.
+    """
+
+    case: str
+    kernel: str
+    verdict: Verdict
+    reason: str = ""
+    dtype: str
+    features: str
+    regime: str
+    results: tuple[CheckResult, ...] = ()
+    contract: dict[str, str] = field(default_factory=dict)
+    configuration: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_bytes: int | None = None
