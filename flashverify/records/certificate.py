@@ -1,0 +1,178 @@
+"""The certificate: the machine-readable result of a campaign, with the environment that it holds for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from flashverify.records.decoding import decode
+from flashverify.records.environment import Environment
+from flashverify.records.files import write_atomically
+from flashverify.records.measurement import CaseRecord
+from flashverify.records.wire import (
+    ELEMENT_COLUMNS,
+    MEASUREMENT_COLUMNS,
+    Count,
+    Number,
+    Table,
+    WireRecord,
+    from_record,
+    to_number,
+    to_record,
+)
+
+SCHEMA = "flashverify/certificate/1"
+"""Name and version of the document; a change that old readers would misread takes the next number."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a campaign set out to do.
+
+    Attributes:
+        kernel: name of the examined kernel.
+        matrix: name of the matrix of cases, or of another source of cases.
+        cases: number of cases planned; a case without a record was not run, and is never a pass.
+        checks: names of the checks.
+        lane: "gpu", or "interpreter" if Triton's interpreter ran the kernels.
+        seed: seed of the campaign.
+        options: further options that shape the results, as on a command line; no path of the machine.
+    """
+
+    kernel: str
+    matrix: str
+    cases: Count
+    checks: tuple[str, ...]
+    lane: Literal["gpu", "interpreter"]
+    seed: int = 0
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """The result of a campaign.
+
+    Attributes:
+        created: when the campaign ended: UTC, ISO 8601, to the second ("2026-01-31T12:00:00Z").
+        environment: what the result holds for.
+        plan: what was to be done.
+        records: one entry a case that ran.
+        seconds: wall time of the campaign.
+    """
+
+    created: str
+    environment: Environment
+    plan: Plan
+    records: tuple[CaseRecord, ...]
+    seconds: float
+
+    def to_json(self) -> bytes:
+        """The JSON document: one line a record; `from_json` gives the same certificate back, every float64 exactly."""
+        contracts, configurations = Table(), Table()
+        records = [to_record(record, contracts, configurations) for record in self.records]
+        wire = WireCertificate(
+            schema=SCHEMA,
+            created=self.created,
+            environment=self.environment,
+            plan=self.plan,
+            seconds=to_number(self.seconds),
+            columns=COLUMNS,
+            contracts=tuple(contracts.rows),
+            configurations=tuple(configurations.rows),
+            records=tuple(records),
+        )
+        lines = []
+        for name in WireCertificate.__struct_fields__:
+            value = getattr(wire, name)
+            encoded = msgspec.json.encode(value)
+            if name in ("contracts", "configurations", "records") and value:
+                encoded = b"[\n" + b",\n".join(map(msgspec.json.encode, value)) + b"\n]"
+            lines.append(b'"' + name.encode() + b'":' + encoded)
+        return b"{\n" + b",\n".join(lines) + b"\n}\n"
+
+    @classmethod
+    def from_json(cls, data: bytes | str, source: str = "certificate") -> Certificate:
+        """The certificate back from its JSON document.
+
+        Raises:
+            ValueError: if it is not one; the message names the source, the field, what came and what is accepted.
+        """
+        version = decode(data, _Version, source).schema
+        if version != SCHEMA:
+            raise ValueError(f"{source}: field schema: got {version!r}, accepted is {SCHEMA!r}")
+        wire = decode(data, WireCertificate, source)
+        if wire.columns != COLUMNS:
+            raise ValueError(f"{source}: field columns: got {wire.columns}, accepted is {COLUMNS}")
+        for i, record in enumerate(wire.records):
+            for name, table in (("contract", wire.contracts), ("configuration", wire.configurations)):
+                if getattr(record, name) >= len(table):
+                    raise ValueError(
+                        f"{source}: field records[{i}].{name}: got {getattr(record, name)}, "
+                        f"accepted are positions in {name}s, below {len(table)}"
+                    )
+        return cls(
+            created=wire.created,
+            environment=wire.environment,
+            plan=wire.plan,
+            records=tuple(
+                from_record(record, wire.contracts[record.contract], wire.configurations[record.configuration])
+                for record in wire.records
+            ),
+            seconds=float(wire.seconds),
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the JSON document as a whole: a reader finds the old file or the new one, never a part.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> Certificate:
+        """Read a JSON document.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if it is not a certificate; the message names the file, the field, what came and what is accepted.
+        """
+        return cls.from_json(path.read_bytes(), path.name)
+
+
+def now() -> str:
+    """The time, as certificates write it: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Names of the entries of the arrays in a certificate, so that it can be read without this program."""
+
+    measurement: tuple[str, ...]
+    element: tuple[str, ...]
+
+
+COLUMNS = Columns(measurement=MEASUREMENT_COLUMNS, element=ELEMENT_COLUMNS)
+
+
+class WireCertificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON document; see `Certificate`. Records point into the tables of contracts and configurations."""
+
+    schema: str
+    created: str
+    environment: Environment
+    plan: Plan
+    seconds: Number
+    columns: Columns
+    contracts: tuple[dict[str, str], ...]
+    configurations: tuple[dict[str, str], ...]
+    records: tuple[WireRecord, ...]
+
+
+class _Version(msgspec.Struct):
+    """The one field of every version of the document."""
+
+    schema: str
