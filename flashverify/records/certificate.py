@@ -138,7 +138,7 @@ class Certificate:
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it is not a certificate; the message names the file, the field, what came and what is accepted.
+            ValueError: if it is not a certificate; the message names the file, the field and what is accepted.
         """
         return cls.from_json(path.read_bytes(), path.name)
 

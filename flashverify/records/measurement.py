@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """The verdict of a check or of a case. A case that was not run is never a pass."""
 
     PASS = "pass"
@@ -57,7 +57,7 @@ class Measurement:
         headroom: largest (|value - truth| + oracle radius) / budget; above 1 the budget is exceeded.
         certain_excess: largest (|value - truth| - oracle radius) / budget; above 1 it is exceeded beyond doubt.
         max_relative: largest |value - truth| / |truth| over nonzero truths (for "enclosure": distance from the ball).
-        violations: number of elements beyond doubt outside the budget (or not finite, or not exact where exactness is due).
+        violations: number of elements beyond doubt outside the budget (or not finite, or not exact where that is due).
         worst: the element with the largest headroom.
         worst_ulp: the element with the largest error in ulps.
     """

@@ -14,7 +14,7 @@ from flashverify.records.wire import ELEMENT_COLUMNS, MEASUREMENT_COLUMNS
 
 def certificate_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a certificate; entries of arrays carry their column's name as title."""
-    (reference,), definitions = msgspec.json.schema_components([WireCertificate], "#/$defs/{name}")
+    (reference,), definitions = msgspec.json.schema_components([WireCertificate], ref_template="#/$defs/{name}")
     for name, columns in (("WireMeasurement", MEASUREMENT_COLUMNS), ("WireElement", ELEMENT_COLUMNS)):
         for column, entry in zip(columns, definitions[name]["prefixItems"], strict=True):
             entry["title"] = column

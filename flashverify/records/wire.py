@@ -1,8 +1,8 @@
 """How records look in JSON, and the exact way there and back.
 
-Floats are written as the shortest decimal that gives the same float64 back; the values that JSON has no number for are the
-strings "NaN", "Infinity" and "-Infinity". Measurements and elements are arrays (their columns are named once, at the top of a
-certificate), and numerical contracts and configurations are kept once in tables: a certificate of 1,500 cases stays small.
+Floats are written as the shortest decimal that gives the same float64 back; the values that JSON has no number for are
+the strings "NaN", "Infinity" and "-Infinity". Measurements and elements are arrays (their columns are named once, at the
+top of a certificate), and numerical contracts and configurations are kept once, in tables: a certificate stays small.
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ def to_element(element: Element) -> WireElement:
 
 def from_element(wire: WireElement) -> Element:
     """The element back from its JSON form."""
-    return Element(
-        index=wire.index, value=float(wire.value), truth=float(wire.truth), budget=float(wire.budget)
-    )
+    return Element(index=wire.index, value=float(wire.value), truth=float(wire.truth), budget=float(wire.budget))
 
 
 def to_measurement(measurement: Measurement) -> WireMeasurement:
@@ -236,7 +234,7 @@ def decode_record(line: bytes | str, source: str = "record") -> CaseRecord:
     """The record back from `encode_record`, exactly.
 
     Raises:
-        ValueError: if the line is not such a record; the message names the source, the field, what came and what is accepted.
+        ValueError: if the line is not such a record; the message names the source, the field and what is accepted.
     """
     wire = decode(line, WireLine, source)
     return from_record(wire.record, wire.contract, wire.configuration)
