@@ -1,0 +1,146 @@
+"""The public functions: attention with the arguments of flash-attn 2.8, and with those of torch."""
+
+import torch
+
+from flashverify_kernels.ops import attention
+from flashverify_kernels.tiles import Tiles
+from flashverify_kernels.validation import (
+    check_bool,
+    check_dropout,
+    check_precision,
+    check_real,
+    check_shapes,
+    check_tensors,
+    check_tiles,
+    resolve_scale,
+)
+
+
+def flash_attn_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    input_precision: str = "ieee",
+    tiles: Tiles | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+    """softmax(softmax_scale·QKᵀ)V with the layout, the names and the order of flash-attn 2.8.
+
+    Causal masks are aligned bottom-right: query i sees key j iff j <= i + Nk - Nq. A row that sees no key gives out 0 and lse -inf
+    (flash-attn gives +inf), and its gradients are 0. Query head h reads key head h // (Hq / Hkv). The backward pass is deterministic
+    whatever `deterministic` says. out and lse are differentiable.
+
+    Args:
+        q: (B, Nq, Hq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
+        k: (B, Nk, Hkv, D), of q's dtype and device, any strides; Hkv divides Hq.
+        v: shaped like k, any strides.
+        dropout_p: 0; dropout is not there yet.
+        softmax_scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
+        causal: whether query i sees no key after i + Nk - Nq.
+        window_size: (-1, -1); sliding windows are not there yet.
+        softcap: 0; soft-capping is not there yet.
+        alibi_slopes: None; ALiBi is not there yet.
+        deterministic: accepted for compatibility; the backward pass always is.
+        return_attn_probs: whether to return lse too.
+        input_precision: of float32 products: "ieee" (float32) or "tf32". Other dtypes ignore it.
+        tiles: forces tile sizes, for verification; None: the table's.
+
+    Returns:
+        out (B, Nq, Hq, D); with return_attn_probs (out, lse, None), lse the natural log-sum-exp (B, Hq, Nq) in float32, or float64 for
+        float64 inputs. The third is flash-attn's place for the probabilities of dropout.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes, devices or ranges are wrong.
+        NotImplementedError: a feature that is not there yet is asked for; the message names it.
+    """
+    check_tensors({"q": q, "k": k, "v": v})
+    check_bool("causal", causal)
+    check_bool("deterministic", deterministic)
+    check_bool("return_attn_probs", return_attn_probs)
+    check_dropout("dropout_p", dropout_p)
+    _check_window("window_size", window_size)
+    check_real("softcap", softcap)
+    if softcap != 0.0:
+        raise NotImplementedError(f"softcap: got {softcap}; soft-capping is not there yet, accepted is 0")
+    if alibi_slopes is not None:
+        raise NotImplementedError("alibi_slopes: got a value; ALiBi is not there yet, accepted is None")
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    check_shapes(q, k, v, ("q", "k", "v"))
+    check_precision("input_precision", input_precision)
+    forced = check_tiles("tiles", tiles)
+    scale = resolve_scale("softmax_scale", softmax_scale, q)
+    offset = k.shape[2] - q.shape[2] if causal else None
+    out, lse = attention(q, k, v, scale, offset, input_precision, forced)
+    out = out.transpose(1, 2)
+    return (out, lse, None) if return_attn_probs else out
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    input_precision: str = "ieee",
+    tiles: Tiles | None = None,
+) -> torch.Tensor:
+    """softmax(scale·QKᵀ)V with the signature and the meaning of `torch.nn.functional.scaled_dot_product_attention`.
+
+    Causal masks are aligned top-left, as torch's are: query i sees key j iff j <= i.
+
+    Args:
+        query: (B, Hq, Nq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
+        key: (B, Hkv, Nk, D), of query's dtype and device, any strides; Hkv = Hq unless enable_gqa.
+        value: shaped like key, any strides.
+        attn_mask: None; masks and biases are not there yet.
+        dropout_p: 0; dropout is not there yet.
+        is_causal: whether query i sees no key after i.
+        scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
+        enable_gqa: whether Hkv may be a proper divisor of Hq.
+        input_precision: of float32 products: "ieee" (float32) or "tf32". Other dtypes ignore it.
+        tiles: forces tile sizes, for verification; None: the table's.
+
+    Returns:
+        out (B, Hq, Nq, D).
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes, devices or ranges are wrong.
+        NotImplementedError: a feature that is not there yet is asked for; the message names it.
+    """
+    check_tensors({"query": query, "key": key, "value": value})
+    if attn_mask is not None:
+        raise NotImplementedError("attn_mask: got a value; masks and biases are not there yet, accepted is None")
+    check_bool("is_causal", is_causal)
+    check_bool("enable_gqa", enable_gqa)
+    check_dropout("dropout_p", dropout_p)
+    check_shapes(query, key, value, ("query", "key", "value"))
+    if not enable_gqa and key.shape[1] != query.shape[1]:
+        accepted = f"query's number, {query.shape[1]}, unless enable_gqa=True"
+        raise ValueError(f"key: got {key.shape[1]} heads, accepted is {accepted}")
+    check_precision("input_precision", input_precision)
+    forced = check_tiles("tiles", tiles)
+    resolved = resolve_scale("scale", scale, query)
+    out, _ = attention(query, key, value, resolved, 0 if is_causal else None, input_precision, forced)
+    return out
+
+
+def _check_window(name: str, value: object) -> None:
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    if not is_pair or any(isinstance(side, bool) or not isinstance(side, int) for side in value):
+        raise TypeError(f"{name}: got {value!r}, accepted are pairs of integers")
+    if tuple(value) != (-1, -1):
+        raise NotImplementedError(f"{name}: got {tuple(value)}; sliding windows are not there yet, accepted is (-1, -1)")

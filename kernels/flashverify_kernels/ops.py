@@ -1,0 +1,107 @@
+"""Registration with `torch.library`: the operators, their fakes, and their derivatives.
+
+The operators' namespace is the package's name, so that a copy of the package under another name (a mutant) has its own.
+"""
+
+import torch
+
+from flashverify_kernels.backward import attention_backward
+from flashverify_kernels.forward import attention_forward
+from flashverify_kernels.launch import accumulator_of, output_like
+from flashverify_kernels.tiles import Tiles, tiles_for
+
+NAMESPACE = __name__.partition(".")[0]
+
+
+def _tiles(q: torch.Tensor, causal: bool, forced: list[int] | None) -> Tiles:
+    if forced is not None:
+        return Tiles.unflatten(forced)
+    return tiles_for(q.device, q.dtype, q.shape[3], causal)
+
+
+def _on_device_of(x: torch.Tensor) -> torch.cuda.device:
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    causal_offset: int | None,
+    precision: str,
+    tiles: list[int] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
+    tile = _tiles(q, causal_offset is not None, tiles).forward
+    with _on_device_of(q):
+        return attention_forward(q, k, v, scale, causal_offset, precision, tile)
+
+
+@attention.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    causal_offset: int | None,
+    precision: str,
+    tiles: list[int] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return output_like(q), torch.empty(q.shape[:3], dtype=accumulator_of(q.dtype), device=q.device)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::attention_backward", mutates_args=())
+def backward(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    causal_offset: int | None,
+    precision: str,
+    tiles: list[int] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention's dq, dk, dv (B,H,N,D); see `backward.attention_backward`."""
+    chosen = _tiles(q, causal_offset is not None, tiles)
+    with _on_device_of(q):
+        return attention_backward(
+            dout, dlse, q, k, v, out, lse, scale, causal_offset, precision, chosen.dkdv, chosen.dq
+        )
+
+
+@backward.register_fake
+def _(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    causal_offset: int | None,
+    precision: str,
+    tiles: list[int] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return output_like(q), output_like(k), output_like(v)
+
+
+def _save(ctx, inputs, output) -> None:  # noqa: ANN001 - torch gives no type for ctx
+    q, k, v, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx, dout, dlse):  # noqa: ANN001, ANN202
+    q, k, v, out, lse = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    return *backward(dout, dlse, q, k, v, out, lse, *ctx.options), None, None, None, None
+
+
+attention.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,149 @@
+"""Tile tables by architecture, dtype, head size and causal: no autotuning on a user's path.
+
+An entry of the table is trusted once its cases are certified on that architecture: `flashverify certify --matrix standard`
+runs every entry of the machine that it runs on.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import triton
+
+from flashverify_kernels.launch import INTERPRETED
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Block sizes and launch options of one kernel.
+
+    Attributes:
+        block_m: query rows of a tile, a power of two of at least 16.
+        block_n: keys of a tile, a power of two of at least 16.
+        num_warps: warps of a program, a power of two.
+        num_stages: stages of the software pipeline.
+
+    Raises:
+        ValueError: if a field is out of range.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def __post_init__(self) -> None:
+        smallest = {"block_m": 16, "block_n": 16, "num_warps": 1, "num_stages": 1}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{field.name}: got {value!r} of type {type(value).__name__}, accepted are integers")
+            if value < smallest[field.name]:
+                raise ValueError(f"{field.name}: got {value}, accepted are integers of at least {smallest[field.name]}")
+            if field.name != "num_stages" and value & (value - 1):
+                raise ValueError(f"{field.name}: got {value}, accepted are powers of two")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile configurations of the three tiled kernels.
+
+    Attributes:
+        forward: out and lse; a program owns block_m query rows.
+        dkdv: dK and dV; a program owns block_n keys.
+        dq: dQ; a program owns block_m query rows.
+    """
+
+    forward: TileConfig
+    dkdv: TileConfig
+    dq: TileConfig
+
+    def flatten(self) -> list[int]:
+        """Twelve integers, for an operator's schema; `unflatten` gives the tiles back."""
+        return [getattr(tile, field.name) for tile in (self.forward, self.dkdv, self.dq) for field in fields(tile)]
+
+    @classmethod
+    def unflatten(cls, values: list[int]) -> "Tiles":
+        """The tiles whose `flatten` gave these twelve integers."""
+        width = len(fields(TileConfig))
+        return cls(*(TileConfig(*values[start : start + width]) for start in range(0, 3 * width, width)))
+
+
+def _tiles(forward: tuple[int, ...], dkdv: tuple[int, ...], dq: tuple[int, ...]) -> Tiles:
+    return Tiles(TileConfig(*forward), TileConfig(*dkdv), TileConfig(*dq))
+
+
+HEAD_DIMS = (16, 32, 64, 128, 256)
+"""Padded head sizes: with causal, the columns of every table."""
+
+_HALF = {
+    (16, False): _tiles((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (16, True): _tiles((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (32, False): _tiles((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (32, True): _tiles((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (64, False): _tiles((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (64, True): _tiles((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (128, False): _tiles((128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
+    (128, True): _tiles((64, 64, 4, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+    (256, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (256, True): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+}
+_SINGLE = {
+    (16, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (16, True): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (32, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (32, True): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (64, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (64, True): _tiles((32, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (128, False): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (128, True): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (256, False): _tiles((32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+    (256, True): _tiles((32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+}
+_DOUBLE = {
+    (16, False): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (16, True): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (32, False): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (32, True): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (64, False): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (64, True): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    (128, False): _tiles((32, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+    (128, True): _tiles((32, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+    (256, False): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+    (256, True): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
+}
+_NVIDIA = {torch.float16: _HALF, torch.bfloat16: _HALF, torch.float32: _SINGLE, torch.float64: _DOUBLE}
+_INTERPRETER = {(head_dim, causal): _tiles((32, 32), (32, 32), (32, 32)) for head_dim, causal in _HALF}
+
+TABLES: dict[str, dict[torch.dtype, dict[tuple[int, bool], Tiles]]] = {
+    "interpreter": dict.fromkeys(_NVIDIA, _INTERPRETER),
+    "sm80": _NVIDIA,
+    "sm90": _NVIDIA,
+}
+"""architecture -> dtype -> (padded head size, causal) -> tiles."""
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The power of two, at least 16, that a head is padded to inside a tile."""
+    return max(HEAD_DIMS[0], triton.next_power_of_2(head_dim))
+
+
+def architecture(device: torch.device) -> str:
+    """The table for a device: its own, or that of the newest architecture before it.
+
+    Raises:
+        ValueError: if the device is older than every table.
+    """
+    if INTERPRETED:
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = 10 * major + minor
+    known = sorted(int(name.removeprefix("sm")) for name in TABLES if name.startswith("sm"))
+    older = [number for number in known if number <= capability]
+    if not older:
+        raise ValueError(f"device: got compute capability {major}.{minor}, accepted are {known[0] / 10} and newer")
+    return f"sm{older[-1]}"
+
+
+def tiles_for(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool) -> Tiles:
+    """The tiles that the kernels use for this device, dtype, head size and visibility."""
+    return TABLES[architecture(device)][dtype][padded_head_dim(head_dim), causal]

@@ -1,0 +1,140 @@
+"""Validation of arguments: what is wrong is said before anything is launched, with the argument, what came and what is accepted."""
+
+import math
+
+import torch
+
+from flashverify_kernels.launch import INTERPRETED
+from flashverify_kernels.tiles import Tiles
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_HEAD_DIM = 256
+PRECISIONS = ("ieee", "tf32")
+
+_SINGLE = torch.finfo(torch.float32)
+SCALE_RANGE = {
+    torch.float64: (torch.finfo(torch.float64).tiny, torch.finfo(torch.float64).max / 2.0),
+    **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), (_SINGLE.tiny, _SINGLE.max / 2.0)),
+}
+"""Magnitudes of a nonzero scale: it and its product with log2(e) must be normal numbers of the accumulator's format."""
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def check_tensors(named: dict[str, torch.Tensor]) -> None:
+    """Type, rank, dtype and device of q, k and v, in the order given; the first one sets the standard.
+
+    Raises:
+        TypeError: if one is no dense tensor or has a dtype that is not accepted.
+        ValueError: if ranks, dtypes or devices are wrong or differ.
+    """
+    first_name, first = next(iter(named.items()))
+    for name, x in named.items():
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name}: got {type(x).__name__}, accepted is a torch.Tensor")
+        if x.layout != torch.strided:
+            raise TypeError(f"{name}: got a tensor of layout {x.layout}, accepted are dense tensors (torch.strided)")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name}: got dtype {str(x.dtype).removeprefix('torch.')}, accepted are {_names(DTYPES)}")
+        if x.dim() != 4:
+            raise ValueError(f"{name}: got {x.dim()} dimensions, shape {tuple(x.shape)}, accepted are 4 dimensions")
+        if x.dtype != first.dtype:
+            raise ValueError(f"{name}: got dtype {x.dtype}, accepted is {first_name}'s, {first.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{name}: got a tensor on {x.device}, accepted is {first_name}'s device, {first.device}")
+    if not (first.is_cuda or (INTERPRETED and first.device.type == "cpu")):
+        accepted = "a CUDA device, or cpu if TRITON_INTERPRET=1 was set when this package was imported"
+        raise ValueError(f"{first_name}: got a tensor on {first.device}, accepted is {accepted}")
+
+
+def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, names: tuple[str, str, str]) -> None:
+    """Shapes of q (B, Hq, Nq, D), k and v (B, Hkv, Nk, D).
+
+    Raises:
+        ValueError: if they don't fit together; messages use `names` for q, k and v.
+        NotImplementedError: if the head size of v differs from that of k.
+    """
+    q_name, k_name, v_name = names
+    head_dim = q.shape[3]
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"{q_name}: got head size {head_dim}, accepted are head sizes from 1 to {MAX_HEAD_DIM}")
+    if k.shape[3] != head_dim:
+        raise ValueError(f"{k_name}: got head size {k.shape[3]}, accepted is {q_name}'s, {head_dim}")
+    if v.shape[3] != head_dim:
+        raise NotImplementedError(f"{v_name}: got head size {v.shape[3]}; one other than {k_name}'s, {head_dim}, is not there yet")
+    for name, x in ((k_name, k), (v_name, v)):
+        if x.shape[0] != q.shape[0]:
+            raise ValueError(f"{name}: got batch size {x.shape[0]}, accepted is {q_name}'s, {q.shape[0]}")
+    if v.shape[1] != k.shape[1]:
+        raise ValueError(f"{v_name}: got {v.shape[1]} heads, accepted is {k_name}'s number, {k.shape[1]}")
+    if v.shape[2] != k.shape[2]:
+        raise ValueError(f"{v_name}: got sequence length {v.shape[2]}, accepted is {k_name}'s, {k.shape[2]}")
+    heads_q, heads_kv = q.shape[1], k.shape[1]
+    if heads_kv == 0 or heads_q % heads_kv:
+        accepted = "a divisor of the number of query heads"
+        raise ValueError(f"{k_name}: got {heads_kv} heads, accepted is {accepted}, {heads_q}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise TypeError unless the value is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, accepted are True and False")
+
+
+def check_real(name: str, value: object) -> None:
+    """Raise TypeError unless the value is a real Python number (bool excluded)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, accepted are real numbers")
+
+
+def resolve_scale(name: str, scale: float | None, q: torch.Tensor) -> float:
+    """The softmax scale: as given, or 1/sqrt(head size).
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is not finite, or too large or too small for the accumulator of q's dtype.
+    """
+    if scale is None:
+        return float(q.shape[3]) ** -0.5
+    check_real(name, scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"{name}: got {scale}, accepted are finite numbers and None")
+    smallest, largest = SCALE_RANGE[q.dtype]
+    if scale != 0.0 and not smallest <= abs(scale) <= largest:
+        accepted = f"0 and magnitudes from {smallest:.3g} to {largest:.3g}"
+        raise ValueError(f"{name}: got {scale}, accepted for {str(q.dtype).removeprefix('torch.')} are {accepted}")
+    return float(scale)
+
+
+def check_dropout(name: str, value: object) -> None:
+    """Accept 0 alone for now.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is no probability below 1.
+        NotImplementedError: if it is a probability above 0.
+    """
+    check_real(name, value)
+    if not 0.0 <= value < 1.0:  # type: ignore[operator]
+        raise ValueError(f"{name}: got {value}, accepted are probabilities from 0 to below 1")
+    if value > 0.0:  # type: ignore[operator]
+        raise NotImplementedError(f"{name}: got {value}; dropout is not there yet, accepted is 0")
+
+
+def check_precision(name: str, value: object) -> None:
+    """Raise unless the value names a precision of float32 products."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, accepted are {' and '.join(PRECISIONS)}")
+    if value not in PRECISIONS:
+        raise ValueError(f"{name}: got {value!r}, accepted are {' and '.join(PRECISIONS)}")
+
+
+def check_tiles(name: str, value: object) -> list[int] | None:
+    """The flattened tiles, or None; TypeError if the value is neither a `Tiles` nor None."""
+    if value is None:
+        return None
+    if not isinstance(value, Tiles):
+        raise TypeError(f"{name}: got {type(value).__name__}, accepted are flashverify_kernels.Tiles and None")
+    return value.flatten()
