@@ -1,0 +1,17 @@
+"""Oracles: high-precision truth for a case. Four implementations of one definition, which check each other.
+
+    `mp`     mpmath, scalar code, any number of digits: reads like the formula
+    `ball`   Arb balls: every value comes with a proven radius
+    `dense`  float64, whole matrices
+    `tiled`  float64, memory linear in the sequence length
+
+Each has `forward(case, inputs) -> (out, lse)`, `backward(case, inputs, out, lse) -> (dq, dk, dv)` and
+`attention(case, inputs)` for both. `backward` is a function of the out and lse that it is given: a kernel's own
+(modular mode, which examines the backward pass alone), or, as in `attention`, the oracle's (end-to-end mode).
+
+    P_ij = exp(scale·q_i·k_j - lse_i) where i sees j, else 0; 0 in rows with lse_i = -inf
+    D_i = sum_d dout_id out_id,   dP = dout·Vᵀ,   dS_ij = P_ij (dP_ij - D_i + dlse_i)
+    dq = scale·dS·K,   dk = scale·sum_group dSᵀ·Q,   dv = sum_group Pᵀ·dout
+
+They share the statement of visibility and of the key head (`cases/semantics.py`), and no arithmetic.
+"""

@@ -1,0 +1,287 @@
+"""The rigorous oracle: attention and its gradients in ball arithmetic (Johansson, Arb, IEEE Trans. Computers 66, 2017).
+
+    X = scale·QKᵀ,   c_i = an exact point at the largest visible X_ij,   lse_i = c_i + ln sum_j exp(X_ij - c_i)
+
+and the backward pass of `flashverify.oracles`. Every intermediate is a ball that holds the exact value, whatever the
+rounding, so that the result's radius is a proof. The shift by c_i keeps ln's argument between 1 and seqlen_k. Where
+large logits or cancellation leave a ball wide compared with a float64 ulp, the precision is doubled, for that key
+head of that batch entry, up to a limit; then the ball is returned as wide as it is.
+
+Keys that no row sees are replaced by zero first, so that they do not matter even if they are NaN. A non-finite value
+that one row sees can make out and gradients of other rows and keys of that head NaN, with radius inf: less is
+claimed, never something false."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from flint import arb, arb_mat, ctx
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.semantics import key_head, visible
+from flashverify.cases.tensors import TENSORS, Inputs, Outputs
+from flashverify.oracles.enclosure import EnclosedTensor, Enclosure, enclosed_tensor, is_sharp
+from flashverify.oracles.shapes import require_forward, require_inputs
+
+Arb: TypeAlias = Any
+"""A ball (python-flint has no type stubs)."""
+Matrix: TypeAlias = Any
+"""A matrix of balls."""
+
+PRECISION = 128
+"""Default precision in bits."""
+
+PRECISION_LIMIT = 4096
+"""Enough for the logits of any float64 inputs: below 2^2100, so that 2100 bits before the point are lost at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """One query head's tensors, as matrices and lists of exact balls; out and lse only where they are given."""
+
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    dout: Matrix
+    dlse: list[Arb]
+    out: Matrix | None
+    lse: list[Arb] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """Balls of a tensor's slice, and a bound of the magnitude of the terms that each is a sum of."""
+
+    values: list[Arb]
+    terms: Arb
+
+    def is_sharp(self) -> bool:
+        return all(is_sharp(value, self.terms) for value in self.values)
+
+
+def forward(
+    case: AttentionCase, inputs: Inputs, precision: int = PRECISION, limit: int = PRECISION_LIMIT
+) -> tuple[EnclosedTensor, EnclosedTensor]:
+    """Enclosures of out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q), on the CPU.
+
+    Args:
+        case: the case.
+        inputs: its inputs, any float dtype, taken as exact.
+        precision: bits to begin with, doubled where they do not suffice.
+        limit: largest precision in bits.
+
+    Raises:
+        ValueError: if inputs have other shapes than the case, or precision is less than 2.
+    """
+    found = _enclose(case, inputs, None, ("out", "lse"), precision, limit)
+    return found["out"], found["lse"]
+
+
+def backward(
+    case: AttentionCase,
+    inputs: Inputs,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    precision: int = PRECISION,
+    limit: int = PRECISION_LIMIT,
+) -> tuple[EnclosedTensor, EnclosedTensor, EnclosedTensor]:
+    """Enclosures of dq, dk and dv for the given out and lse (any float dtype, taken as exact), on the CPU.
+
+    Raises:
+        ValueError: if a tensor has another shape than the case says, or precision is less than 2.
+    """
+    require_forward(case, out, lse)
+    found = _enclose(case, inputs, (out, lse), ("dq", "dk", "dv"), precision, limit)
+    return found["dq"], found["dk"], found["dv"]
+
+
+def attention(
+    case: AttentionCase, inputs: Inputs, precision: int = PRECISION, limit: int = PRECISION_LIMIT
+) -> Enclosure:
+    """Enclosures of all outputs, end to end: the backward pass gets the balls of out and lse. On the CPU.
+
+    Raises:
+        ValueError: if inputs have other shapes than the case, or precision is less than 2.
+    """
+    found = _enclose(case, inputs, None, TENSORS, precision, limit)
+    return Enclosure(
+        mid=Outputs(**{name: tensor.mid for name, tensor in found.items()}),
+        radius=Outputs(**{name: tensor.radius for name, tensor in found.items()}),
+    )
+
+
+def _enclose(
+    case: AttentionCase,
+    inputs: Inputs,
+    given: tuple[torch.Tensor, torch.Tensor] | None,
+    names: tuple[str, ...],
+    precision: int,
+    limit: int,
+) -> dict[str, EnclosedTensor]:
+    """The named tensors, for the given out and lse or, where there are none, the oracle's own."""
+    if precision < 2:
+        raise ValueError(f"precision: got {precision}, accepted are integers >= 2")
+    require_inputs(case, inputs)
+    sees = [[visible(case, i, j) for j in range(case.seqlen_k)] for i in range(case.seqlen_q)]
+    slices: dict[str, list[EnclosedTensor]] = {name: [] for name in names}
+    for b in range(case.batch):
+        for g in range(case.heads_kv):
+            heads = [_read(case, inputs, given, sees, b, h) for h in range(case.heads_q) if key_head(case, h) == g]
+            # No precision helps where the inputs themselves have no value.
+            hopeless = any(not _is_finite(head) for head in heads)
+
+            def compute(heads: list[_Head] = heads) -> dict[str, _Sum]:
+                return _group(case, sees, heads, backward="dq" in names)
+
+            found = _sharpen(compute, names, precision, precision if hopeless else limit)
+            for name in names:
+                slices[name].append(found[name])
+    return {name: _assemble(case, name, parts) for name, parts in slices.items()}
+
+
+def _sharpen(
+    compute: Callable[[], dict[str, _Sum]], names: tuple[str, ...], precision: int, limit: int
+) -> dict[str, EnclosedTensor]:
+    """Compute at rising precision until every ball is sharp or the limit is reached."""
+    while True:
+        with ctx.workprec(precision):
+            sums = compute()
+            if 2 * precision > limit or all(sums[name].is_sharp() for name in names):
+                return {name: enclosed_tensor(sums[name].values, (len(sums[name].values),)) for name in names}
+        precision *= 2
+
+
+def _group(case: AttentionCase, sees: list[list[bool]], heads: list[_Head], *, backward: bool) -> dict[str, _Sum]:
+    """All outputs of the query heads that share a key head: out, lse, dq by head, dk and dv summed; flat, row-major."""
+    scale = arb(case.softmax_scale)
+    values: dict[str, list[Arb]] = {name: [] for name in TENSORS}
+    dk = dv = arb_mat(case.seqlen_k, case.head_dim)
+    for head in heads:
+        x = (head.q * head.k.transpose()) * scale
+        out, lse = head.out, head.lse
+        if out is None or lse is None:
+            out, lse = _softmax_product(sees, x, head.v)
+        values["out"] += out.entries()
+        values["lse"] += lse
+        if backward:
+            p, ds = _score_gradient(sees, x, head, out, lse)
+            values["dq"] += ((ds * head.k) * scale).entries()
+            dk += (ds.transpose() * head.q) * scale
+            dv += p.transpose() * head.dout
+    values["dk"], values["dv"] = dk.entries(), dv.entries()
+    terms = _magnitudes(case, heads)
+    return {name: _Sum(values[name], terms[name]) for name in TENSORS}
+
+
+def _softmax_product(sees: list[list[bool]], x: Matrix, v: Matrix) -> tuple[Matrix, list[Arb]]:
+    """One head's out and lse."""
+    weights, lse = [], []
+    for i, row in enumerate(sees):
+        if not any(row):
+            weights += [arb(0)] * len(row)
+            lse.append(arb.neg_inf())
+            continue
+        point = max(x[i, j].mid() for j, seen in enumerate(row) if seen)
+        terms = [(x[i, j] - point).exp() if seen else arb(0) for j, seen in enumerate(row)]
+        total = sum(terms, arb(0))
+        weights += [term / total for term in terms]
+        lse.append(point + total.log())
+    return arb_mat(x.nrows(), x.ncols(), weights) * v, lse
+
+
+def _score_gradient(
+    sees: list[list[bool]], x: Matrix, head: _Head, out: Matrix, lse: list[Arb]
+) -> tuple[Matrix, Matrix]:
+    """P and dS of one head."""
+    dp = head.dout * head.v.transpose()
+    p, ds = [], []
+    for i, row in enumerate(sees):
+        if lse[i] == arb.neg_inf():
+            p += [arb(0)] * len(row)
+            ds += [arb(0)] * len(row)
+            continue
+        delta = sum((head.dout[i, d] * out[i, d] for d in range(out.ncols())), arb(0))
+        for j, seen in enumerate(row):
+            p.append((x[i, j] - lse[i]).exp() if seen else arb(0))
+            ds.append(p[-1] * (dp[i, j] - delta + head.dlse[i]) if seen else arb(0))
+    return arb_mat(x.nrows(), x.ncols(), p), arb_mat(x.nrows(), x.ncols(), ds)
+
+
+def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
+    """For each output, a bound of the terms that it is a sum of: what complete cancellation is measured against."""
+    q, k, v, dout = (max(_largest(getattr(head, name).entries()) for head in heads) for name in ("q", "k", "v", "dout"))
+    out = max(v if head.out is None else _largest(head.out.entries()) for head in heads)
+    dlse = max(_largest(head.dlse) for head in heads)
+    scale = abs(arb(case.softmax_scale))
+    ds = case.head_dim * dout * (v + out) + dlse
+    rows = len(heads) * case.seqlen_q
+    return {
+        "out": v,
+        "lse": scale * case.head_dim * q * k + 1,
+        "dq": scale * case.seqlen_k * ds * k,
+        "dk": scale * rows * ds * q,
+        "dv": rows * dout,
+    }
+
+
+def _largest(values: list[Arb]) -> Arb:
+    return max((value.abs_upper() for value in values), default=arb(0))
+
+
+def _read(
+    case: AttentionCase,
+    inputs: Inputs,
+    given: tuple[torch.Tensor, torch.Tensor] | None,
+    sees: list[list[bool]],
+    b: int,
+    h: int,
+) -> _Head:
+    """One query head's tensors as exact balls, with zero for keys that no row sees."""
+    g = key_head(case, h)
+    unseen = torch.tensor([not any(row[j] for row in sees) for j in range(case.seqlen_k)], dtype=torch.bool)
+    k, v = (_float64(x[b, g]).masked_fill(unseen[:, None], 0.0) for x in (inputs.k, inputs.v))
+    dlse = torch.zeros(case.seqlen_q) if inputs.dlse is None else inputs.dlse[b, h]
+    return _Head(
+        q=_matrix(inputs.q[b, h]),
+        k=_matrix(k),
+        v=_matrix(v),
+        dout=_matrix(inputs.dout[b, h]),
+        dlse=_matrix(dlse[:, None]).entries(),
+        out=None if given is None else _matrix(given[0][b, h]),
+        lse=None if given is None else _matrix(given[1][b, h, :, None]).entries(),
+    )
+
+
+def _float64(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().double()
+
+
+def _matrix(tensor: torch.Tensor) -> Matrix:
+    """Values of a two-dimensional tensor as exact balls: a float64 becomes an `arb` without rounding."""
+    return arb_mat(tensor.shape[0], tensor.shape[1], _float64(tensor).flatten().tolist())
+
+
+def _is_finite(head: _Head) -> bool:
+    """Whether no input of the head is NaN or infinite, other than the lse of rows without keys."""
+    entries = [*head.q.entries(), *head.k.entries(), *head.v.entries(), *head.dout.entries(), *head.dlse]
+    if head.out is not None and head.lse is not None:
+        entries += head.out.entries()
+        entries += [value for value in head.lse if value != arb.neg_inf()]
+    return all(value.is_finite() for value in entries)
+
+
+def _assemble(case: AttentionCase, name: str, parts: list[EnclosedTensor]) -> EnclosedTensor:
+    """The tensor of all batch entries and heads, from its slices in the order of batch entry, then key head."""
+    rows = (case.batch, case.heads_q, case.seqlen_q)
+    if name in ("dk", "dv"):
+        shape: tuple[int, ...] = (case.batch, case.heads_kv, case.seqlen_k, case.head_dim)
+    else:
+        shape = rows if name == "lse" else (*rows, case.head_dim)
+    nothing = torch.empty(0, dtype=torch.float64)
+    return EnclosedTensor(
+        torch.cat([nothing, *(part.mid for part in parts)]).reshape(shape),
+        torch.cat([nothing, *(part.radius for part in parts)]).reshape(shape),
+    )

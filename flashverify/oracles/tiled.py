@@ -1,0 +1,139 @@
+"""The tiled float64 oracle: the dense one's arithmetic in memory linear in the sequence length, on the inputs' device.
+
+One key head of one batch entry at a time, the query heads that read it are stacked into a single matrix of
+group_size x seqlen_q rows. Blocks of whole rows go through it, so that no running maximum and no rescaling is needed:
+the operations of each row are those of `ORACLE_FLOAT64` (`numerics.contract`), and sums over rows (dk, dv) are merely
+taken in another order. A block holds `tile_elements` pairs at most, or one row where a row is longer; a handful of
+such tiles are alive at once.
+
+Values that are not finite reach what depends on them through a visible pair, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.semantics import key_head, visible_mask
+from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.oracles.shapes import require_forward, require_inputs
+
+TILE_ELEMENTS = 2**24
+"""Default number of pairs in a tile: 128 MiB of float64."""
+
+
+def forward(
+    case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEMENTS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q).
+
+    Raises:
+        ValueError: if inputs have other shapes than the case, or tile_elements is less than 1.
+    """
+    require_inputs(case, inputs)
+    _require_tile(tile_elements)
+    q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+    out, lse = torch.zeros_like(q), torch.full_like(q[..., 0], -torch.inf)
+    for b, g, members in _groups(case):
+        stacked_q = q[b, members].reshape(-1, case.head_dim)
+        values, wild = _tame(v[b, g])
+        stacked_out, stacked_lse = torch.empty_like(stacked_q), torch.empty_like(stacked_q[:, 0])
+        for rows, sees in _tiles(case, len(members), q.device, tile_elements):
+            x = torch.where(sees, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale), -torch.inf)
+            top = x.max(dim=1, keepdim=True).values
+            top = torch.where(torch.isneginf(top), 0.0, top)
+            weights = x.sub_(top).exp_()
+            length = weights.sum(dim=1, keepdim=True)
+            tile = (weights @ values).div_(torch.where(length == 0, 1.0, length))
+            if wild is not None:
+                tile[sees.double() @ wild > 0] = torch.nan
+            stacked_out[rows] = tile
+            stacked_lse[rows] = (top + length.log()).squeeze(1)
+        out[b, members] = stacked_out.view(len(members), case.seqlen_q, case.head_dim)
+        lse[b, members] = stacked_lse.view(len(members), case.seqlen_q)
+    return out, lse
+
+
+def backward(
+    case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, tile_elements: int = TILE_ELEMENTS
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dq, dk and dv, shaped like q, k and v, float64, for the given out and lse (any float dtype).
+
+    Raises:
+        ValueError: if a tensor has another shape than the case says, or tile_elements is less than 1.
+    """
+    require_inputs(case, inputs)
+    require_forward(case, out, lse)
+    _require_tile(tile_elements)
+    q, k, v, dout = inputs.q.double(), inputs.k.double(), inputs.v.double(), inputs.dout.double()
+    delta, lse = (dout * out.double()).sum(dim=-1), lse.double()
+    dlse = torch.zeros_like(lse) if inputs.dlse is None else inputs.dlse.double()
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for b, g, members in _groups(case):
+        stacked_q, stacked_dout = (x[b, members].reshape(-1, case.head_dim) for x in (q, dout))
+        stacked_lse, stacked_delta, stacked_dlse = (x[b, members].reshape(-1, 1) for x in (lse, delta, dlse))
+        queries, keys = _tame(stacked_q)[0], _tame(k[b, g])[0]
+        cotangents, wild = _tame(stacked_dout)
+        stacked_dq = torch.empty_like(stacked_q)
+        wild_pairs = torch.zeros_like(dv[b, g])
+        for rows, sees in _tiles(case, len(members), q.device, tile_elements):
+            alive = sees & ~torch.isneginf(stacked_lse[rows])
+            p = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale).sub_(stacked_lse[rows]).exp_()
+            p = torch.where(alive, p, 0.0)
+            ds = (stacked_dout[rows] @ v[b, g].T).sub_(stacked_delta[rows]).add_(stacked_dlse[rows]).mul_(p)
+            ds = torch.where(alive, ds, 0.0)
+            stacked_dq[rows] = case.softmax_scale * (ds @ keys)
+            dk[b, g] += ds.T @ queries[rows]
+            dv[b, g] += p.T @ cotangents[rows]
+            if wild is not None:
+                wild_pairs += alive.double().T @ wild[rows]
+        dq[b, members] = stacked_dq.view(len(members), case.seqlen_q, case.head_dim)
+        dk[b, g] *= case.softmax_scale
+        dv[b, g][wild_pairs > 0] = torch.nan
+    return dq, dk, dv
+
+
+def attention(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEMENTS) -> Outputs:
+    """Forward and backward end to end, float64 on the inputs' device.
+
+    Raises:
+        ValueError: if inputs have other shapes than the case, or tile_elements is less than 1.
+    """
+    out, lse = forward(case, inputs, tile_elements)
+    return Outputs(out, lse, *backward(case, inputs, out, lse, tile_elements))
+
+
+def _require_tile(tile_elements: int) -> None:
+    if tile_elements < 1:
+        raise ValueError(f"tile_elements: got {tile_elements}, accepted are integers >= 1")
+
+
+def _groups(case: AttentionCase) -> Iterator[tuple[int, int, list[int]]]:
+    """Batch entry, key head, and the query heads that read it; nothing where there is no pair at all."""
+    if case.seqlen_q == 0 or case.seqlen_k == 0:
+        return
+    for b in range(case.batch):
+        for g in range(case.heads_kv):
+            yield b, g, [h for h in range(case.heads_q) if key_head(case, h) == g]
+
+
+def _tiles(
+    case: AttentionCase, heads: int, device: torch.device, tile_elements: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Blocks of the stacked rows (head-major), each with its visibility, bool (rows, seqlen_k)."""
+    columns = torch.arange(case.seqlen_k, device=device)
+    height = max(1, tile_elements // case.seqlen_k)
+    total = heads * case.seqlen_q
+    for start in range(0, total, height):
+        stop = min(start + height, total)
+        yield slice(start, stop), visible_mask(case, torch.arange(start, stop, device=device) % case.seqlen_q, columns)
+
+
+def _tame(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The values with zero for NaN and infinity, and where those were (1.0, else 0.0), or None if there were none."""
+    finite = values.isfinite()
+    if bool(finite.all()):
+        return values, None
+    return values.where(finite, torch.zeros_like(values)), (~finite).double()
