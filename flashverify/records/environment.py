@@ -214,7 +214,7 @@ def _precision_flags() -> dict[str, str]:
     flags: dict[str, Callable[[], object]] = {
         "cuda.matmul.allow_tf32": lambda: matmul.allow_tf32,
         "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
-        "float32_matmul_precision": lambda: torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
         "cuda.matmul.allow_fp16_reduced_precision_reduction": lambda: matmul.allow_fp16_reduced_precision_reduction,
         "cuda.matmul.allow_bf16_reduced_precision_reduction": lambda: matmul.allow_bf16_reduced_precision_reduction,
     }

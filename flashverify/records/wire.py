@@ -1,8 +1,8 @@
 """How records look in JSON, and the exact way there and back.
 
 Floats are written as the shortest decimal that gives the same float64 back; the values that JSON has no number for are
-the strings "NaN", "Infinity" and "-Infinity". Measurements and elements are arrays (their columns are named once, at the
-top of a certificate), and numerical contracts and configurations are kept once, in tables: a certificate stays small.
+the strings "NaN", "Infinity" and "-Infinity". Measurements and elements are arrays (their columns are named once, at
+the top of a certificate), and numerical contracts and configurations are kept once, in tables.
 """
 
 from __future__ import annotations

@@ -1,0 +1,218 @@
+"""Certificates made up for tests: plausible numbers, no kernel behind them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.records.certificate import Certificate, Plan
+from flashverify.records.environment import Environment
+from flashverify.records.measurement import CaseRecord, CheckResult, Element, Measurement, Verdict
+
+REGIMES = (
+    "normal", "peaked", "huge-logits", "one-hot", "repeated-maximum", "equal-logits", "cancelling-values",
+    "offset-values", "sink", "needle", "identity-values", "tiny", "wide-exponents", "key-offset", "integers",
+    "copy", "signed-zeros",
+)  # fmt: skip
+LENGTHS = (1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 513, 1023, 1024, 1025, 2048, 4096)
+ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.0**-53}
+MODES = (("out", "forward"), ("lse", "forward"), *itertools.product(("dq", "dk", "dv"), ("modular", "end-to-end")))
+
+H200 = Environment(
+    platform="nvidia-h200",
+    interpreter=False,
+    flashverify="0.1.0",
+    commit="0123456789abcdef0123456789abcdef01234567",
+    dirty=False,
+    verifier_sources="ab" * 32,
+    kernel_sources="cd" * 32,
+    gpu="NVIDIA H200",
+    compute_capability="9.0",
+    multiprocessors=132,
+    gpu_memory_bytes=150_110_011_392,
+    driver="580.95.05",
+    cuda="13.0",
+    torch="2.13.0+cu130",
+    triton="3.7.1",
+    ptxas="13.0.88",
+    python="CPython 3.12.3",
+    system="Linux 6.8.0, Ubuntu 24.04.3 LTS",
+    cpu="INTEL(R) XEON(R) PLATINUM 8568Y+, 16 logical cores",
+    libraries={"numpy": "2.4.6", "mpmath": "1.3.0", "gmpy2": "2.3.2", "python-flint": "0.9.0"},
+    precision_flags={"cuda.matmul.allow_tf32": "False", "float32_matmul_precision": "highest"},
+    variables={"CUDA_VISIBLE_DEVICES": "0"},
+)
+
+
+def measurement(tensor: str = "out", mode: str = "forward", **changes: object) -> Measurement:
+    """A measurement within its budget, with some fields changed."""
+    element = Element(index=(0, 1, 17, 3), value=0.25, truth=0.2500001, budget=3e-4)
+    fields: dict[str, object] = {
+        "elements": 1000, "max_error": 1e-7, "max_ulp": 0.5, "rms_error": 1e-8, "rms_ulp": 0.1, "bias_ulp": -0.01,
+        "headroom": 0.25, "certain_excess": 0.24, "max_relative": 4e-7, "violations": 0, "worst": element,
+        "worst_ulp": element,
+    }  # fmt: skip
+    return Measurement(tensor=tensor, mode=mode, **(fields | changes))  # type: ignore[arg-type]
+
+
+def record(
+    case: AttentionCase,
+    verdict: Verdict = Verdict.PASS,
+    measurements: tuple[Measurement, ...] | None = None,
+    reason: str = "",
+    check: str = "accuracy",
+) -> CaseRecord:
+    """A case's record with one check, or with none if the kernel declined the case."""
+    found = (measurement(),) if measurements is None else measurements
+    result = CheckResult(check=check, verdict=verdict, reason=reason, measurements=found)
+    return CaseRecord(
+        case=case.id,
+        kernel="triton",
+        verdict=verdict,
+        reason=reason,
+        dtype=case.dtype,
+        features="+".join(case.features),
+        regime=case.regime,
+        results=() if verdict is Verdict.UNSUPPORTED else (result,),
+        contract={"storage": case.dtype, "accumulator": "fp64" if case.dtype == "fp64" else "fp32"},
+        configuration={"block_q": "64", "block_k": "64"},
+        seconds=0.125,
+        peak_bytes=1 << 20,
+    )
+
+
+def certificate(*records: CaseRecord, planned: int | None = None, environment: Environment = H200) -> Certificate:
+    """A certificate of these records; as many cases were planned, unless said otherwise."""
+    return Certificate(
+        created="2026-01-31T12:00:00Z",
+        environment=environment,
+        plan=Plan(
+            kernel="triton",
+            matrix="standard",
+            cases=len(records) if planned is None else planned,
+            checks=("accuracy", "function"),
+            lane="interpreter" if environment.interpreter else "gpu",
+        ),
+        records=records,
+        seconds=123.5,
+    )
+
+
+def case(**changes: object) -> AttentionCase:
+    """A small case, with some fields changed."""
+    return AttentionCase(**({"dtype": "bf16", "seqlen_q": 64, "seqlen_k": 64, "head_dim": 64} | changes))  # type: ignore[arg-type]
+
+
+def plausible_cases(count: int) -> list[AttentionCase]:
+    """Cases of every dtype, length, mask and regime."""
+    draw = random.Random(count)
+    cases = []
+    for i in range(count):
+        heads_kv = draw.choice((1, 2, 4))
+        length = LENGTHS[(i * 5) % len(LENGTHS)]
+        cases.append(
+            AttentionCase(
+                dtype=tuple(DTYPES)[i % len(DTYPES)],
+                batch=draw.choice((1, 2)),
+                heads_q=4,
+                heads_kv=heads_kv,
+                seqlen_q=length,
+                seqlen_k=length if draw.random() < 0.7 else draw.choice(LENGTHS),
+                head_dim=draw.choice((16, 64, 80, 128, 256)),
+                mask=draw.choice(("full", "causal", "causal-topleft")),
+                regime=REGIMES[i % len(REGIMES)],
+                layout=draw.choice(("contiguous", "contiguous", "bnhd")),
+                scale=draw.choice((None, None, None, 0.0, -0.37, 8.0)),
+                lse_grad=draw.random() < 0.2,
+                seed=i,
+            )
+        )
+    return cases
+
+
+def plausible(
+    count: int = 200, environment: Environment = H200, failures: int = 0, inconclusive: int = 0, unsupported: int = 0
+) -> Certificate:
+    """A certificate with plausible errors: growing with the length, larger in hard regimes, exact in some.
+
+    The last records are failures (one of them not finite), then inconclusive, then declined cases.
+    """
+    draw = random.Random(7)
+    records = [_plausible_record(case, draw) for case in plausible_cases(count)]
+    position = count
+    for verdict, number, reason in (
+        (Verdict.UNSUPPORTED, unsupported, "head_dim 256 in fp64 needs more shared memory than this device has"),
+        (Verdict.INCONCLUSIVE, inconclusive, "the worker died: CUDA error: an illegal memory access was encountered"),
+        (Verdict.FAIL, failures, ""),
+    ):
+        for i in range(number):
+            position -= 1
+            old = records[position]
+            if verdict is Verdict.FAIL:
+                records[position] = _failing(old, math.nan if i == 0 else 4.0 + i)
+            else:
+                records[position] = record(AttentionCase.from_id(old.case), verdict, (), reason)
+    return certificate(*records, environment=environment)
+
+
+def _plausible_record(case: AttentionCase, draw: random.Random) -> CaseRecord:
+    unit = ROUNDOFF[case.dtype]
+    hard = 3.0 if case.regime in ("cancelling-values", "huge-logits", "key-offset") else 1.0
+    exact = case.regime in ("integers", "signed-zeros")
+    accuracy = []
+    for tensor, mode in MODES:
+        elements = max(1, case.batch * case.heads_q * case.seqlen_q * (1 if tensor == "lse" else case.head_dim))
+        ulp = 0.5 if exact else hard * (0.5 + draw.lognormvariate(-0.5, 0.6) * max(1, case.seqlen_k) ** 0.25)
+        truth = draw.gauss(0, 1) / math.sqrt(max(1, case.seqlen_k))
+        budget = ulp * unit * abs(truth) / draw.uniform(0.02, 0.6)
+        worst = Element(
+            index=(case.batch - 1, 1, case.seqlen_q // 2, *(() if tensor == "lse" else (case.head_dim - 1,))),
+            value=truth * (1 + ulp * unit), truth=truth, budget=budget,
+        )  # fmt: skip
+        headroom = abs(worst.value - truth) / budget
+        accuracy.append(
+            Measurement(
+                tensor=tensor, mode=mode, elements=elements, max_error=abs(worst.value - truth), max_ulp=ulp,
+                rms_error=ulp * unit * abs(truth) / 7, rms_ulp=ulp / 6.3, bias_ulp=draw.gauss(0, ulp / 300),
+                headroom=headroom, certain_excess=headroom * 0.999, max_relative=ulp * unit * 1.7, violations=0,
+                worst=worst, worst_ulp=worst if draw.random() < 0.4 else Element(
+                    index=(0, *worst.index[1:]), value=truth * 1.3, truth=truth * 1.29, budget=budget * 1.1),
+            )
+        )  # fmt: skip
+    results = [CheckResult(check="accuracy", verdict=Verdict.PASS, measurements=tuple(accuracy))]
+    if max(case.seqlen_q, case.seqlen_k) <= 129:
+        distances = tuple(
+            measurement(tensor, "enclosure", max_relative=draw.lognormvariate(-34, 1), headroom=draw.uniform(0.01, 0.3))
+            for tensor, mode in MODES
+            if mode != "end-to-end"
+        )
+        results.append(CheckResult(check="function", verdict=Verdict.PASS, measurements=distances))
+    blocks = "128" if case.head_dim <= 128 else "64"
+    return CaseRecord(
+        case=case.id, kernel="triton", verdict=Verdict.PASS, dtype=case.dtype, features="+".join(case.features),
+        regime=case.regime, results=tuple(results),
+        contract={
+            "storage": case.dtype, "accumulator": "fp64" if case.dtype == "fp64" else "fp32",
+            "dot": "TensorCore(block=16, extra_bits=2)" if case.dtype in ("fp16", "bf16") else "AnyOrder()",
+            "operand": "None", "probability": case.dtype, "score_gradient": case.dtype, "exp2_ulps": "2.0",
+            "log2_ulps": "1.0", "log2_absolute": "0.0", "division_ulps": "2.0", "fused": "False", "block_k": blocks,
+        },
+        configuration={"block_q": blocks, "block_k": blocks, "warps": "4", "stages": "2"},
+        seconds=draw.uniform(0.05, 0.4), peak_bytes=draw.randrange(1 << 20, 1 << 28),
+    )  # fmt: skip
+
+
+def _failing(old: CaseRecord, excess: float) -> CaseRecord:
+    first, *others = old.results[0].measurements
+    bad = Element(index=(0, 3, 63, 0), value=excess, truth=0.0123, budget=3e-4)
+    fields = {name: getattr(first, name) for name in Measurement.__dataclass_fields__ if name not in ("tensor", "mode")}
+    fields |= {
+        "max_error": excess, "max_ulp": excess, "headroom": excess, "certain_excess": excess, "violations": 12,
+        "worst": bad, "worst_ulp": bad,
+    }  # fmt: skip
+    broken = measurement(first.tensor, first.mode, **fields)
+    return record(
+        AttentionCase.from_id(old.case), Verdict.FAIL, (broken, *others), "12 elements of out exceed their budget"
+    )

@@ -1,0 +1,237 @@
+"""Certificates survive the way through JSON exactly, and broken ones are refused with an explanation."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashverify.records import files
+from flashverify.records.certificate import COLUMNS, Certificate, now
+from flashverify.records.measurement import CaseRecord, Element, Measurement, Verdict
+from flashverify.records.schema import certificate_schema, schema_text
+from flashverify.records.wire import decode_record, encode_record
+from tests.records.synthetic import case, certificate, measurement, plausible, record
+
+SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "certificate.schema.json"
+FLOATS = [name for name, kind in Measurement.__annotations__.items() if kind == "float"]
+HARD_FLOATS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, -2.2250738585072009e-308, 1.7976931348623157e308, 0.1)
+
+any_float = st.floats(width=64) | st.sampled_from(HARD_FLOATS)
+elements = st.none() | st.builds(
+    Element,
+    index=st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
+    value=any_float,
+    truth=any_float,
+    budget=any_float,
+)
+
+
+def bits(x: float) -> bytes:
+    """The float64 itself, one NaN for all."""
+    return struct.pack("<d", math.nan if math.isnan(x) else x)
+
+
+def same(first: object, second: object) -> bool:
+    """Equality of records, bit for bit in their floats."""
+    if isinstance(first, float):
+        return isinstance(second, float) and bits(first) == bits(second)
+    if isinstance(first, tuple):
+        return isinstance(second, tuple) and len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, (Certificate, CaseRecord, Measurement, Element)) or hasattr(first, "measurements"):
+        return type(first) is type(second) and all(
+            same(getattr(first, name), getattr(second, name)) for name in first.__dataclass_fields__
+        )
+    return type(first) is type(second) and first == second
+
+
+@pytest.mark.parametrize("value", HARD_FLOATS)
+def test_every_float_survives(value: float) -> None:
+    element = Element(index=(0, 1), value=value, truth=-value, budget=value)
+    entry = measurement(worst=element, worst_ulp=element, **dict.fromkeys(FLOATS, value))
+    kept = certificate(record(case(), measurements=(entry,)))
+    assert same(Certificate.from_json(kept.to_json()), kept)
+
+
+def test_null_is_never_written_for_a_number() -> None:
+    kept = certificate(record(case(), measurements=(measurement(**dict.fromkeys(FLOATS, math.nan)),)))
+    (line,) = json.loads(kept.to_json())["records"]
+    assert None not in line["results"][0]["measurements"][0]
+
+
+def test_a_zero_keeps_its_sign_beside_its_twin() -> None:
+    plus = Element(index=(0,), value=0.0, truth=0.0, budget=1.0)
+    minus = Element(index=(0,), value=-0.0, truth=0.0, budget=1.0)
+    kept = certificate(record(case(), measurements=(measurement(worst=plus, worst_ulp=minus),)))
+    assert same(Certificate.from_json(kept.to_json()), kept)
+
+
+@given(
+    st.lists(any_float, min_size=len(FLOATS), max_size=len(FLOATS)),
+    elements,
+    elements,
+    st.text(),
+    st.dictionaries(st.text(), st.text(), max_size=3),
+)
+def test_any_record_survives(
+    values: list[float], worst: Element | None, worst_ulp: Element | None, reason: str, contract: dict[str, str]
+) -> None:
+    entry = measurement(worst=worst, worst_ulp=worst_ulp, **dict(zip(FLOATS, values, strict=True)))
+    kept = record(case(), Verdict.FAIL, (entry,), reason)
+    kept.contract.clear()
+    kept.contract.update(contract)
+    assert same(decode_record(encode_record(kept)), kept)
+    whole = certificate(kept, record(case(seed=1)))
+    assert same(Certificate.from_json(whole.to_json()), whole)
+
+
+def test_a_certificate_of_1500_cases_stays_small() -> None:
+    kept = plausible(1500)
+    data = kept.to_json()
+    assert len(data) < 5_000_000
+    assert same(Certificate.from_json(data), kept)
+    assert len(json.loads(data)["contracts"]) <= 8
+
+
+def test_a_record_is_one_line() -> None:
+    kept = plausible(3)
+    lines = kept.to_json().decode().splitlines()
+    for entry in kept.records:
+        assert sum(f'"case":"{entry.case}"' in line for line in lines) == 1
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "certificate.json"
+    certificate(record(case())).write(path)
+    before = path.read_bytes()
+
+    def broken(_: int) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(files.os, "fsync", broken)
+    with pytest.raises(OSError, match="full"):
+        plausible(3).write(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["certificate.json"]
+    assert same(Certificate.read(path), certificate(record(case())))
+
+
+def document() -> dict[str, object]:
+    """The JSON document of one case."""
+    return json.loads(certificate(record(case())).to_json())  # type: ignore[no-any-return]
+
+
+DAMAGES = {
+    "field records[0].results[0].measurements[0].max_error: got null, accepted is a number":
+        lambda d: d["records"][0]["results"][0]["measurements"][0].__setitem__(3, None),
+    'field records[0].results[0].measurements[0].max_ulp: got "nan", accepted is one of the words':
+        lambda d: d["records"][0]["results"][0]["measurements"][0].__setitem__(4, "nan"),
+    'field records[0].results[0].measurements[0].worst.truth: got [], accepted is a number':
+        lambda d: d["records"][0]["results"][0]["measurements"][0][12].__setitem__(2, []),
+    "field records[0].results[0].measurements[0].elements: got -1, accepted is int >= 0":
+        lambda d: d["records"][0]["results"][0]["measurements"][0].__setitem__(2, -1),
+    "field records[0].verdict: got \"fine\"": lambda d: d["records"][0].update(verdict="fine"),
+    "Object missing required field regime": lambda d: d["records"][0].pop("regime"),
+    "Object contains unknown field extra": lambda d: d["records"][0].update(extra=1),
+    "field records[0].contract: got 4, accepted are positions in contracts, below 1":
+        lambda d: d["records"][0].update(contract=4),
+    "field environment.torch: got 2.13": lambda d: d["environment"].update(torch=2.13),
+    "field plan.lane: got \"cloud\"": lambda d: d["plan"].update(lane="cloud"),
+    "field schema: got 'flashverify/certificate/9', accepted is 'flashverify/certificate/1'":
+        lambda d: d.update(schema="flashverify/certificate/9"),
+    "field columns": lambda d: d["columns"]["measurement"].reverse(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_certificate_is_refused_by_field(message: str, tmp_path: Path) -> None:
+    damaged = document()
+    DAMAGES[message](damaged)
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(damaged), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^damaged\.json: ") as caught:
+        Certificate.read(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{", b"\xff\xfe{}", b'{"schema":"flashverify/certificate/1"}'])
+def test_what_is_no_certificate_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^file\.json: .*(accepted)"):
+        Certificate.from_json(data, "file.json")
+
+
+@given(st.data())
+def test_a_cut_certificate_is_refused(data: st.DataObject) -> None:
+    whole = certificate(record(case())).to_json()
+    with pytest.raises(ValueError, match="accepted"):
+        Certificate.from_json(whole[: data.draw(st.integers(0, len(whole) - 3))])
+
+
+def test_the_published_schema_is_the_generated_one() -> None:
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), (
+        "run: python -m flashverify.records.schema > docs/certificate.schema.json"
+    )
+
+
+def fits(value: object, schema: dict, root: dict) -> bool:  # type: ignore[type-arg]
+    """Whether a value fits the part of JSON Schema that the published schema uses; unknown keywords are an error."""
+    known = {"$ref", "$defs", "$schema", "title", "description", "type", "properties", "required", "default", "items",
+             "additionalProperties", "prefixItems", "minItems", "maxItems", "anyOf", "enum", "const", "minimum"}  # fmt: skip
+    assert set(schema) <= known, set(schema) - known
+    if "$ref" in schema:
+        return fits(value, root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root)
+    if "anyOf" in schema:
+        return any(fits(value, one, root) for one in schema["anyOf"])
+    if "const" in schema:
+        return value == schema["const"]
+    if "enum" in schema:
+        return value in schema["enum"]
+    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+    if "type" in schema and not (
+        value is None if schema["type"] == "null" else isinstance(value, kinds[schema["type"]])
+    ):
+        return False
+    if isinstance(value, dict):
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        return set(schema.get("required", ())) <= set(value) and all(
+            fits(entry, properties[name], root) if name in properties
+            else (others if isinstance(others, bool) else fits(entry, others, root))
+            for name, entry in value.items()
+        )  # fmt: skip
+    if isinstance(value, list):
+        first = schema.get("prefixItems", [])
+        rest = schema.get("items", {})
+        return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)) and all(
+            fits(entry, first[i] if i < len(first) else rest, root) for i, entry in enumerate(value)
+        )
+    return not isinstance(value, (int, float)) or value >= schema.get("minimum", value)
+
+
+def test_certificates_fit_the_published_schema() -> None:
+    schema = certificate_schema()
+    for kept in (plausible(40, failures=3, inconclusive=2, unsupported=4), certificate()):
+        assert fits(json.loads(kept.to_json()), schema, schema)
+    for message, damage in DAMAGES.items():
+        if "columns" not in message and "positions" not in message:
+            damaged = document()
+            damage(damaged)
+            assert not fits(damaged, schema, schema), message
+
+
+def test_columns_are_named_in_the_document() -> None:
+    assert document()["columns"] == msgspec.to_builtins(COLUMNS, builtin_types=()) | {
+        "measurement": list(COLUMNS.measurement), "element": list(COLUMNS.element)
+    }  # fmt: skip
+    assert COLUMNS.measurement == tuple(Measurement.__dataclass_fields__)
+    assert COLUMNS.element == tuple(Element.__dataclass_fields__)
+
+
+def test_now_is_utc_to_the_second() -> None:
+    assert len(now()) == len("2026-01-31T12:00:00Z")
+    assert now().endswith("Z")
