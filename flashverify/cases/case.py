@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+import sys
 from dataclasses import dataclass
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
@@ -15,11 +15,18 @@ MASKS = ("full", "causal", "causal-topleft")
 
 MAX_HEAD_DIM = 256
 
+_NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+
 _ID = re.compile(
-    r"(?P<dtype>fp16|bf16|fp32|fp64)_b(?P<batch>\d+)_h(?P<heads_q>\d+)x(?P<heads_kv>\d+)"
-    r"_n(?P<seqlen_q>\d+)x(?P<seqlen_k>\d+)_d(?P<head_dim>\d+)_(?P<mask>[a-z-]+)_(?P<regime>[a-z0-9-]+)_(?P<layout>[a-z0-9-]+)"
-    r"(?:_scale(?P<scale>[-+0-9.e]+))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)"
+    r"(?P<dtype>[a-z0-9]+)_b(?P<batch>\d+)_h(?P<heads_q>\d+)x(?P<heads_kv>\d+)"
+    r"_n(?P<seqlen_q>\d+)x(?P<seqlen_k>\d+)_d(?P<head_dim>\d+)"
+    rf"_(?P<mask>{_NAME})_(?P<regime>{_NAME})_(?P<layout>{_NAME})"
+    r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    re.ASCII,
 )
+
+_INTEGERS = {"batch": 0, "heads_q": 1, "heads_kv": 1, "seqlen_q": 0, "seqlen_k": 0, "head_dim": 1, "seed": 0}
+"""The integer fields, with the smallest value of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +41,14 @@ class AttentionCase:
         mask: one of `MASKS`.
         regime: name of an input distribution (`regimes.py`).
         layout: name of a memory layout of q, k, v and dO (`layouts.py`).
-        scale: softmax scale as an exact float64, or None for 1/sqrt(head_dim) as Python computes it (`head_dim ** -0.5`).
+        scale: softmax scale as an exact float64, or None for 1/sqrt(head_dim) as Python computes it
+            (`head_dim ** -0.5`).
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
         seed: seed of the inputs, >= 0.
 
     Raises:
-        ValueError: if a field is out of range; the message names the field, the value and what is accepted.
+        TypeError: if a field has the wrong type (a bool is no integer, an integer is no bool).
+        ValueError: if a field is out of range. Either message names the field, the value and what is accepted.
     """
 
     dtype: str
@@ -57,25 +66,35 @@ class AttentionCase:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("dtype", "mask", "regime", "layout"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, accepted are strings")
+        for name, smallest in _INTEGERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name}: got {value!r}, accepted are integers >= {smallest}")
+            if value < smallest:
+                raise ValueError(f"{name}: got {value}, accepted are integers >= {smallest}")
+        if not isinstance(self.lse_grad, bool):
+            raise TypeError(f"lse_grad: got {self.lse_grad!r}, accepted are True and False")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, accepted are {', '.join(DTYPES)}")
         if self.mask not in MASKS:
             raise ValueError(f"mask: got {self.mask!r}, accepted are {', '.join(MASKS)}")
-        for name in ("batch", "seqlen_q", "seqlen_k", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepted are integers >= 0")
-        for name in ("heads_q", "heads_kv"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepted are integers >= 1")
         if self.heads_q % self.heads_kv:
             raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
-        if not 1 <= self.head_dim <= MAX_HEAD_DIM:
+        if self.head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim: got {self.head_dim}, accepted are integers from 1 to {MAX_HEAD_DIM}")
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise ValueError(f"scale: got {self.scale}, accepted are finite numbers and None")
         for name in ("regime", "layout"):
-            if not re.fullmatch(r"[a-z0-9-]+", getattr(self, name)):
+            if not re.fullmatch(_NAME, getattr(self, name)):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, accepted are lower-case words joined by '-'")
+        if self.scale is not None:
+            if not isinstance(self.scale, (int, float)) or isinstance(self.scale, bool):
+                raise TypeError(f"scale: got {self.scale!r}, accepted are finite numbers and None")
+            if not abs(self.scale) <= sys.float_info.max:
+                raise ValueError(f"scale: got {self.scale}, accepted are finite numbers and None")
+            # One id a value: 2, 2.0 and numpy.float64(2) are the same scale.
+            object.__setattr__(self, "scale", float(self.scale))
 
     @property
     def id(self) -> str:
@@ -102,26 +121,26 @@ class AttentionCase:
         """Rebuild the case from its id.
 
         Raises:
-            ValueError: if the text is not a case id.
+            ValueError: if the text is not a case id as `id` writes it (no leading zeros, scale as Python repeats it).
         """
+        example = cls(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64, mask="causal").id
         match = _ID.fullmatch(case_id)
         if match is None:
-            example = cls(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64, mask="causal").id
             raise ValueError(f"case id: got {case_id!r}, accepted are ids such as {example}")
         fields: dict[str, str] = match.groupdict()
         scale = fields["scale"]
-        return cls(
+        case = cls(
             dtype=fields["dtype"],
             mask=fields["mask"],
             regime=fields["regime"],
             layout=fields["layout"],
             scale=None if scale is None else float(scale),
             lse_grad=fields["lse_grad"] is not None,
-            **{
-                name: int(fields[name])
-                for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "seed")
-            },
+            **{name: int(fields[name]) for name in _INTEGERS},
         )
+        if case.id != case_id:
+            raise ValueError(f"case id: got {case_id!r}, accepted is its canonical form {case.id}")
+        return case
 
     @property
     def group_size(self) -> int:

@@ -2,8 +2,8 @@
 
     S = scale·QKᵀ,   P_ij = exp(S_ij - lse_i) for visible (i, j), else 0,   lse_i = ln sum_j exp(S_ij),   out = P·V
 
-Visibility is stated once in scalar form (for mpmath and balls) and once vectorised (for float64); a test holds them equal.
-A row that sees no key has out = 0, lse = -inf and zero gradients.
+Visibility is stated once in scalar form (for mpmath and balls) and once vectorised (for float64); a test holds them
+equal. A row that sees no key has out = 0, lse = -inf and zero gradients.
 """
 
 from __future__ import annotations

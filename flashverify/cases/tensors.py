@@ -31,7 +31,7 @@ class Inputs:
     dlse: torch.Tensor | None
 
     def to(self, device: torch.device | str) -> Inputs:
-        """The same values on another device; strides are kept by the caller's layout, not by this copy."""
+        """The same values on another device; strides may change, so lay the tensors out there (`layouts.apply`)."""
         return Inputs(
             q=self.q.to(device),
             k=self.k.to(device),
