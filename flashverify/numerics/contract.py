@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from flashverify.numerics.formats import FP64, Format
 
+LN2 = math.log(2.0)
+LOG2E = math.log2(math.e)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorCore:
     """A dot product in blocks of `block` products, aligned to the largest exponent, truncated, chained along K.
 
     Each step truncates block + 1 terms to `extra_bits` bits below the accumulator's last one and truncates its sum:
-    |error| <= ((block + 1) / 2^(extra_bits - 1) + 2) u a step, relative to the sum of magnitudes (docs/numerics.md, lemma 1).
+    |error| <= ((block + 1) / 2^(extra_bits - 1) + 2) u a step, relative to the sum of magnitudes (docs/numerics.md, lemma 2).
     Hopper: block 16 for fp16 and bf16 and 8 for tf32, 2 extra bits (Khattak and Mikaitis, arXiv 2512.07004).
     """
 
@@ -50,9 +53,12 @@ class Contract:
         log2_ulps: largest error of the logarithm, in ulps of the accumulator's format, from the true value.
         log2_absolute: absolute part of the logarithm's error.
         division_ulps: largest error of a division, in ulps.
+        operand_truncated: whether the rounding to `operand` may truncate (tf32 read as the upper bits of float32).
+        scale_roundings: roundings in the logit multiplier scale·log2(e): 1 if it is formed in float64 and rounded once, 2 if
+            the scale is rounded before (or if the kernel is a float64 one).
         fused: whether score·scale - maximum is known to be one fused operation (False covers both).
         flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
-        block_q: query rows of a tile in the backward pass's walk over queries (dK, dV).
+        block_q: query rows of a tile in the backward pass's walk over queries (dK, dV); the hard budget does not need it.
         block_k: keys of a tile in the forward pass's walk over keys; None if the row is handled whole (no rescaling).
         prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
         group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
@@ -68,6 +74,8 @@ class Contract:
     log2_ulps: float
     log2_absolute: float
     division_ulps: float
+    operand_truncated: bool = False
+    scale_roundings: int = 2
     fused: bool = False
     flushes_subnormals: bool = False
     block_q: int | None = None
@@ -94,8 +102,3 @@ ORACLE_FLOAT64 = Contract(
     division_ulps=0.5,
 )
 """The float64 oracles: whole rows, products in any order, exp and log within 2 ulp, division rounded to nearest."""
-
-
-
-LN2 = math.log(2.0)
-LOG2E = math.log2(math.e)

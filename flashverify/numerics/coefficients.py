@@ -1,0 +1,157 @@
+"""The scalar coefficients of the hard budget: what each operation of a contract's arithmetic may do to a value.
+
+An operation that is rounded n times, each time by a relative error of at most u, changes a value (or a sum, relative to its
+sum of magnitudes) by at most (1+u)^n - 1 <= expm1(n·u): that is `growth`, valid for every n, without a first-order remainder
+(Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, lemma 3.1). Exponents and logarithms are followed in
+the logarithmic domain, where relative errors add exactly. Derivation: docs/numerics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.numerics.contract import LN2, Contract, TensorCore
+from flashverify.numerics.formats import Format
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """Coefficients of one contract, all dimensionless unless stated; u is the accumulator's unit roundoff."""
+
+    contract: Contract
+
+    @property
+    def unit(self) -> float:
+        """u, the accumulator's unit roundoff."""
+        return self.contract.accumulator.unit_roundoff
+
+    @property
+    def tiny(self) -> float:
+        """Largest absolute error of one operation whose result underflows in the accumulator's format.
+
+        Flushed: a result just above the smallest normal number may be computed just below it and become 0, hence twice the
+        smallest normal. Gradual: one spacing (truncation), or the exponential's error counted in spacings.
+        """
+        accumulator = self.contract.accumulator
+        if self.contract.flushes_subnormals:
+            return 2.0 * accumulator.smallest_normal
+        return (self.contract.exp2_ulps + 1.0) * accumulator.smallest_subnormal
+
+    @property
+    def exponential(self) -> float:
+        """Largest |ln(computed / true)| of one exponential: an ulp is at most 2u of the value that it belongs to."""
+        return log_error(2.0 * self.unit * self.contract.exp2_ulps)
+
+    @property
+    def division(self) -> float:
+        """Largest relative error of one division."""
+        return 2.0 * self.unit * self.contract.division_ulps
+
+    @property
+    def multiplier(self) -> float:
+        """Largest relative error of the logit multiplier c = scale·log2(e) as the kernel holds it."""
+        return self.growth(self.contract.scale_roundings)
+
+    @property
+    def operand(self) -> float:
+        """Largest relative error of rounding one operand inside a dot product (tf32), 0 if operands are taken exactly."""
+        if self.contract.operand is None:
+            return 0.0
+        return self.contract.operand.unit_roundoff * (2.0 if self.contract.operand_truncated else 1.0)
+
+    @property
+    def prescaling(self) -> float:
+        """Relative error of an input that was multiplied by the scale and rounded to storage, 0 if inputs are used as given."""
+        return self.contract.storage.unit_roundoff * (1.0 + self.multiplier) if self.contract.prescaled else 0.0
+
+    def growth(self, roundings: float) -> float:
+        """Largest relative change by that many roundings of relative size u: (1+u)^n - 1 <= expm1(n·u)."""
+        return math.expm1(roundings * self.unit)
+
+    def plain_dot(self, length: int) -> float:
+        """Error of one dot product of that length, relative to the sum of its products' magnitudes (lemma 2).
+
+        The operands' own rounding (tf32) and the summation compose multiplicatively.
+        """
+        return (1.0 + self.operand) ** 2 * (1.0 + self.growth(self.contract.dot.kappa(length))) - 1.0
+
+    def score_dot(self, length: int) -> float:
+        """`plain_dot` of q and k, one of which may have been scaled and rounded to storage before."""
+        return (1.0 + self.prescaling) * (1.0 + self.plain_dot(length)) - 1.0
+
+    def gradient_dot(self, lengths: torch.Tensor) -> torch.Tensor:
+        """`walked_dot` of dS with q or k, which may have been scaled and rounded to storage before."""
+        return (1.0 + self.prescaling) * (1.0 + self.walked_dot(lengths)) - 1.0
+
+    def partials(self, reach: torch.Tensor, group_size: int) -> torch.Tensor:
+        """Error by rounding each query head's share of dk or dv to storage before the sum over the group, if it is.
+
+        Args:
+            reach: float64 tensor, upper bounds of the shares' magnitudes, summed over the group.
+            group_size: number of shares.
+
+        Returns:
+            float64 tensor shaped like `reach`.
+        """
+        if not self.contract.group_partials or group_size == 1:
+            return torch.zeros_like(reach)
+        storage = self.contract.storage
+        rounded = reach * storage.unit_roundoff + group_size * 0.5 * storage.smallest_subnormal
+        return rounded + self.growth(float(group_size)) * (reach + rounded)
+
+    def walked_dot(self, lengths: torch.Tensor, extra: torch.Tensor | float = 0.0) -> torch.Tensor:
+        """Error of dot products that a kernel accumulates over blocks, relative to the sums of magnitudes (lemma 2).
+
+        Any tree of additions over n products rounds each product n times at most, so blocks cost nothing for `AnyOrder`.
+        A tensor core's step may be chained onto the accumulator, or added to it afterwards: one more rounding a step.
+
+        Args:
+            lengths: float64 tensor, the number of terms that may be different from zero (adding a zero is exact).
+            extra: roundings of the partial sums besides (rescaling), broadcast against `lengths`.
+
+        Returns:
+            float64 tensor shaped like `lengths`.
+        """
+        dot = self.contract.dot
+        if isinstance(dot, TensorCore):
+            # terms may straddle one more step than they fill
+            kappa = (torch.ceil(lengths / dot.block) + 1.0) * (dot.kappa(1) + 1.0)
+        else:
+            kappa = lengths
+        growth = torch.expm1((kappa + extra) * self.unit)
+        return (1.0 + self.operand) ** 2 * (1.0 + growth) - 1.0
+
+    def cast(self, target: Format | None, magnitude: torch.Tensor, floor: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """Largest error of rounding values to `target`, to nearest, with gradual underflow.
+
+        u_T·|y| in the normal range, half the subnormal spacing below it, and never more than |y| itself (0 is a number).
+
+        Args:
+            target: the format, or None if the values stay in the accumulator's format.
+            magnitude: float64 tensor, bounds of |y|, in the caller's normalisation.
+            floor: what an absolute 1 of the kernel's numbers is worth in that normalisation.
+
+        Returns:
+            float64 tensor shaped like `magnitude`.
+        """
+        if target is None or target.precision >= self.contract.accumulator.precision:
+            return torch.zeros_like(magnitude)
+        half_spacing = floor * (0.5 * target.smallest_subnormal)
+        absolute = torch.minimum(magnitude, torch.as_tensor(half_spacing, dtype=torch.float64, device=magnitude.device))
+        return torch.maximum(magnitude * target.unit_roundoff, absolute)
+
+    def stored(self, magnitude: torch.Tensor) -> torch.Tensor:
+        """Largest error of the final cast to storage of values bounded by `magnitude`."""
+        return self.cast(self.contract.storage, magnitude)
+
+    def logarithm(self, magnitude: torch.Tensor) -> torch.Tensor:
+        """Largest absolute error, in natural units, of a base-2 logarithm whose natural value is bounded by `magnitude`."""
+        return 2.0 * self.unit * self.contract.log2_ulps * magnitude + LN2 * self.contract.log2_absolute
+
+
+def log_error(relative: float) -> float:
+    """Largest |ln(1+d)| over |d| <= relative, infinite from 1 on."""
+    return -math.log1p(-relative) if relative < 1.0 else math.inf

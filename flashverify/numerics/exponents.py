@@ -1,0 +1,139 @@
+"""How far a kernel's exponents, and so its probabilities, may be from the true ones (lemmas 3, 4 and 7 of docs/numerics.md).
+
+Logits are z = c·S in base 2 with c = scale·log2(e). The kernel forms s^ = dot(q, k), then s^·c minus a maximum (forward) or
+minus the stored lse (backward), then a base-2 exponential. All of its relative errors are collected in one exponent error
+omega, in natural units: the computed weight of a key is the true one times e^xi with |xi| <= omega, plus an underflow. A
+kernel in base e makes no operation that is not covered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.numerics.coefficients import Coefficients
+from flashverify.numerics.contract import LN2, LOG2E
+from flashverify.numerics.tiles import Tile
+
+LARGEST_EXPONENT = 300.0
+"""Above this natural exponent a perturbed weight counts as unbounded (e^300 = 2e130 leaves room for products)."""
+
+EVALUATION_UNIT = 2.0**-52
+"""An upper bound of the relative error of one float64 operation of the budget's own evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """True probabilities of a tile and the most that the kernel's may differ, all (c, r, n) and 0 where a key is not seen.
+
+    Attributes:
+        p: exp(x - lse).
+        excess: p·(e^omega - 1), an upper bound of |p·e^xi - p|.
+        unbounded: bool (c, r, n), where p·e^omega is too large to be meant (its excess is capped).
+    """
+
+    p: torch.Tensor
+    excess: torch.Tensor
+    unbounded: torch.Tensor
+
+    @property
+    def largest(self) -> torch.Tensor:
+        """p·e^omega, an upper bound of the computed weight before underflow."""
+        return self.p + self.excess
+
+
+def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor) -> Weights:
+    """p = exp(x - lse) and its largest change, formed in the log domain: no overflow, no 0·inf.
+
+    Args:
+        tile: the tile.
+        lse: (c, r, 1), finite (anything for rows that see no key).
+        omega: (c, r, n) exponent error.
+    """
+    exponent = tile.logit - lse
+    raised = exponent + omega
+    p = torch.exp(exponent.clamp(max=LARGEST_EXPONENT))
+    excess = torch.where(omega < 1.0, p * torch.expm1(omega), torch.exp(raised.clamp(max=LARGEST_EXPONENT)) - p)
+    seen = tile.seen
+    return Weights(
+        p=torch.where(seen, p, 0.0),
+        excess=torch.where(seen, excess, 0.0),
+        unbounded=seen & ~(raised <= LARGEST_EXPONENT),
+    )
+
+
+def logit_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
+    """Bound of |computed z - true z| in base-2 units, (c, r, n): dot product, multiplier, product rounding (lemma 3)."""
+    multiplier = abs(tile.scale) * LOG2E
+    c_error, tiny = coefficients.multiplier, coefficients.tiny
+    head_dim = tile.q.shape[-1]
+    score_error = coefficients.score_dot(head_dim) * tile.score_magnitude + 2.0 * head_dim * tiny
+    # c itself may underflow; tiny·A covers that
+    error = multiplier * (1.0 + c_error) * score_error + tiny * (tile.score_magnitude + score_error)
+    error = error + multiplier * c_error * tile.score.abs()
+    if coefficients.contract.fused:
+        return error
+    return error + coefficients.unit * (multiplier * tile.score.abs() + error) + tiny
+
+
+def forward_exponent(
+    tile: Tile, coefficients: Coefficients, error: torch.Tensor, rescales: torch.Tensor
+) -> torch.Tensor:
+    """omega of the forward pass, natural units, (c, r, n) (lemma 4).
+
+    The running maximum cancels between numerator and denominator, and the arguments of the exponential of a key and of all
+    its later rescaling factors add up to its distance from the final maximum: their roundings are u times that distance.
+
+    Args:
+        tile: the tile.
+        coefficients: the contract's coefficients.
+        error: logit error, base 2, (c, r, n).
+        rescales: (r, 1), how often a row's maximum may move after its first block.
+    """
+    gap = (row_maximum(tile.logit, tile.seen) - tile.logit) * LOG2E
+    largest_error = row_maximum(error, tile.seen)
+    rounding = coefficients.unit * (gap + largest_error + 3.0 * error)
+    exponentials = 1.0 + rescales
+    base2 = error + rounding + exponentials * coefficients.tiny
+    omega = LN2 * base2 + exponentials * coefficients.exponential
+    return torch.where(tile.seen, omega, 0.0)
+
+
+def backward_exponent(
+    tile: Tile, coefficients: Coefficients, lse: torch.Tensor, lse_error: torch.Tensor
+) -> torch.Tensor:
+    """omega of the backward pass, natural units, (c, r, n) (lemma 7): p = exp2(z - lse·log2 e), lse stored in natural units.
+
+    Args:
+        tile: the tile.
+        coefficients: the contract's coefficients.
+        lse: (c, r, 1), finite, natural units.
+        lse_error: (c, r, 1), how far the lse that the kernel used may be from `lse`; 0 in modular mode.
+    """
+    error = logit_error(tile, coefficients)
+    converted = coefficients.growth(2.0)  # the constant log2(e), and the product
+    base2_lse_error = LOG2E * (lse_error + converted * (lse.abs() + lse_error)) + coefficients.tiny
+    distance = (tile.score * tile.scale - lse).abs() * LOG2E
+    rounding = coefficients.unit * (distance + error + base2_lse_error) + coefficients.tiny
+    omega = LN2 * (error + base2_lse_error + rounding) + coefficients.exponential
+    return torch.where(tile.seen, omega, 0.0)
+
+
+def row_maximum(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Largest value over the keys that each row sees, (c, r, 1); 0 for a row that sees none."""
+    largest = values.masked_fill(~seen, -math.inf).amax(-1, keepdim=True)
+    return torch.where(torch.isneginf(largest), 0.0, largest)
+
+
+def evaluation_slack(tile: Tile, lse: torch.Tensor) -> torch.Tensor:
+    """Relative amount by which the float64 evaluation of a row's budget may fall short, (c, r, 1).
+
+    Twice the exponent error of a float64 evaluation (its logits, the oracle's lse), plus the roundings of the sums; four
+    exponents' worth because p enters numerators and denominators.
+    """
+    terms = float(tile.k.shape[1] + tile.q.shape[-1] + 64)
+    logits = abs(tile.scale) * row_maximum(tile.score_magnitude, tile.seen)
+    exponent = EVALUATION_UNIT * ((tile.q.shape[-1] + 4.0) * logits + 4.0 * lse.abs() + terms)
+    return torch.expm1(4.0 * exponent)

@@ -1,0 +1,286 @@
+"""The hard budget of the backward pass: the largest error of dq, dk and dv that a contract's arithmetic can make.
+
+    P = exp(x - lse),  D = rowsum(dO·out) - dlse,  dS = P·(dO·Vᵀ - D),  dq = scale·dS·K,  dk = scale·dSᵀ·Q,  dv = Pᵀ·dO
+
+Modular mode: out and lse are the kernel's own and count as exact inputs. End-to-end mode: they are the true ones, and the
+kernel's may be anywhere within the forward budget. Terms: docs/numerics.md, theorems 3 to 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs
+from flashverify.numerics.coefficients import Coefficients
+from flashverify.numerics.contract import Contract
+from flashverify.numerics.exponents import (
+    EVALUATION_UNIT,
+    Weights,
+    backward_exponent,
+    evaluation_slack,
+    perturbed_weights,
+)
+from flashverify.numerics.hard_forward import ForwardBudget
+from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
+
+
+def backward_budget(
+    case: AttentionCase,
+    inputs: Inputs,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    contract: Contract,
+    forward: ForwardBudget | None,
+    tile_elements: int = TILE_ELEMENTS,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The largest errors of dq, dk and dv that a kernel with this contract can make, element by element.
+
+    Args:
+        case: the case.
+        inputs: its inputs, any dtype, taken as exact.
+        out: the kernel's own out (modular mode) or the true one, (batch, heads_q, seqlen_q, head_dim).
+        lse: the kernel's own lse (modular mode) or the true one, (batch, heads_q, seqlen_q); -inf: the row sees no key.
+        contract: the arithmetic.
+        forward: None for modular mode; the forward pass's budget for end-to-end mode.
+        tile_elements: scores in a tile, at most.
+
+    Returns:
+        Budgets of dq, dk and dv, float64, shaped like q, k and v; infinite where nothing can be promised.
+
+    Raises:
+        ValueError: if tile_elements is less than 1.
+    """
+    coefficients = Coefficients(contract)
+    lanes = Lanes.of(case, inputs)
+    dq = torch.zeros_like(lanes.q)
+    columns = _Columns.zeros(lanes)
+    for gradients in score_gradients(lanes, inputs, out, lse, coefficients, forward, tile_elements):
+        tile = gradients.tile
+        slack = 1.0 + evaluation_slack(tile, gradients.lse)
+        tile.place.put(dq, _settle(_dq_error(gradients) * slack, tile.lengths > 0))
+        columns.add(gradients, slack)
+    dk, dv = columns.settle(coefficients, case)
+    return dq.reshape(inputs.q.shape), dk.reshape(inputs.k.shape), dv.reshape(inputs.v.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreGradients:
+    """dS of a tile, and how far the kernel's may be from it; (c, r, n), 0 where a key is not seen, unless stated.
+
+    Attributes:
+        tile: the tile.
+        coefficients: the contract's coefficients.
+        lse: lse that P is formed with, (c, r, 1), 0 for rows that see no key.
+        weights: P and its largest change by exponent errors.
+        weight_error: largest error of the kernel's P as it enters Pᵀ·dO, cast included.
+        delta_error: largest error of D, (c, r, 1): common to all keys of a row.
+        ds: true dS.
+        local: largest error of the kernel's dS as it enters dq and dk, cast included, but for the first-order effect of D's.
+    """
+
+    tile: Tile
+    coefficients: Coefficients
+    lse: torch.Tensor
+    weights: Weights
+    weight_error: torch.Tensor
+    delta_error: torch.Tensor
+    ds: torch.Tensor
+    local: torch.Tensor
+
+    @property
+    def error(self) -> torch.Tensor:
+        """Largest error of the kernel's dS, that of D included."""
+        return self.local + self.weights.p * self.delta_error
+
+
+def score_gradients(
+    lanes: Lanes,
+    inputs: Inputs,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    coefficients: Coefficients,
+    forward: ForwardBudget | None,
+    tile_elements: int,
+) -> Iterator[ScoreGradients]:
+    """dS and its error, tile by tile (theorem 3). Arguments as in `backward_budget`."""
+    case = lanes.case
+    outs, lses = by_lane(case, out), lse.double().reshape(lanes.q.shape[:-1])
+    zero = torch.zeros_like(lses)
+    dlses = zero if inputs.dlse is None else by_lane(case, inputs.dlse)
+    out_errors = None if forward is None else forward.out.reshape(outs.shape)
+    lse_errors = zero if forward is None else forward.lse.reshape(lses.shape)
+    for tile in lanes.tiles(tile_elements):
+        take = tile.place.take
+        out_error = None if out_errors is None else take(out_errors)
+        delta, delta_error = _delta(tile, take(outs), take(dlses)[..., None], out_error, coefficients)
+        row_lse = take(lses)[..., None]
+        dead = torch.isneginf(row_lse)
+        row_lse = torch.where(dead, 0.0, row_lse)
+        omega = backward_exponent(tile, coefficients, row_lse, take(lse_errors)[..., None])
+        weights = _dead_rows_removed(perturbed_weights(tile, row_lse, omega), dead)
+        yield _score_gradients(tile, coefficients, row_lse, weights, delta, delta_error, take(dlses)[..., None])
+
+
+def _delta(
+    tile: Tile,
+    out: torch.Tensor,
+    dlse: torch.Tensor,
+    out_error: torch.Tensor | None,
+    coefficients: Coefficients,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """D = rowsum(dO·out) - dlse and the largest error of the kernel's, both (c, r, 1) (lemma 8)."""
+    length = out.shape[-1]
+    delta = (tile.dout * out).sum(-1, keepdim=True)
+    largest, error = out.abs(), torch.zeros_like(delta)
+    if out_error is not None:
+        # 0·inf: an unbounded output that nothing depends on
+        reach = torch.where(tile.dout == 0.0, 0.0, tile.dout.abs() * out_error)
+        error = error + reach.sum(-1, keepdim=True)
+        largest = torch.where(tile.dout == 0.0, 0.0, largest + out_error)
+    products = (tile.dout.abs() * largest).nan_to_num(nan=0.0, posinf=torch.inf).sum(-1, keepdim=True)
+    error = error + coefficients.growth(length + 1.0) * products + 2.0 * length * coefficients.tiny
+    difference = delta - dlse
+    return difference, error + coefficients.unit * (difference.abs() + error) + coefficients.tiny
+
+
+def _dead_rows_removed(weights: Weights, dead: torch.Tensor) -> Weights:
+    """Weights with 0 in rows whose lse is -inf: they see no key, or claim so."""
+    return Weights(
+        p=torch.where(dead, 0.0, weights.p),
+        excess=torch.where(dead, 0.0, weights.excess),
+        unbounded=weights.unbounded & ~dead,
+    )
+
+
+def _score_gradients(
+    tile: Tile,
+    coefficients: Coefficients,
+    lse: torch.Tensor,
+    weights: Weights,
+    delta: torch.Tensor,
+    delta_error: torch.Tensor,
+    dlse: torch.Tensor,
+) -> ScoreGradients:
+    """The terms of theorem 3, from the weights and from D."""
+    contract, unit, tiny = coefficients.contract, coefficients.unit, coefficients.tiny
+    weight_change = weights.excess + tiny
+    largest_weight = weights.p + weight_change
+
+    length = tile.v.shape[-1]
+    product_error = coefficients.plain_dot(length) * (tile.dout.abs() @ tile.v.abs().mT) + 2.0 * length * tiny
+    difference = tile.dout @ tile.v.mT - delta
+    reached = difference.abs() + product_error + delta_error
+    # dP - D, or (dP - rowsum) + dlse: one rounding more, of a number that dlse may dominate
+    difference_error = product_error + unit * (2.0 * reached + dlse.abs()) + 2.0 * tiny
+    reached = difference.abs() + difference_error + delta_error
+
+    local = weight_change * reached + weights.p * difference_error
+    local = local + unit * largest_weight * reached + tiny
+    ds = weights.p * difference
+    magnitude = ds.abs() + local + weights.p * delta_error
+    local = local + coefficients.cast(contract.score_gradient, magnitude)
+    local = torch.where(weights.unbounded, torch.inf, local)
+    weight_error = weight_change + coefficients.cast(contract.probability, largest_weight)
+    return ScoreGradients(
+        tile=tile,
+        coefficients=coefficients,
+        lse=lse,
+        weights=weights,
+        weight_error=_or_zero(weight_error, tile.seen),
+        delta_error=delta_error,
+        ds=_or_zero(ds, tile.seen),
+        local=_or_zero(local, tile.seen),
+    )
+
+
+def _dq_error(gradients: ScoreGradients) -> torch.Tensor:
+    """Budget of dq for the rows of a tile, (c, r, d) (theorem 4).
+
+    The error of D is common to a row, so it meets the sum over keys P·K itself and not its sum of magnitudes.
+    """
+    tile, coefficients = gradients.tile, gradients.coefficients
+    scale = abs(tile.scale)
+    keys = tile.k.abs()
+    accumulation = coefficients.gradient_dot(tile.lengths)
+    error = gradients.error
+    magnitudes = (gradients.ds.abs() + error) * accumulation + gradients.local
+    common = gradients.delta_error * (gradients.weights.p @ tile.k).abs()
+    events = (2.0 * tile.lengths + 2.0) * coefficients.tiny
+    evaluation = EVALUATION_UNIT * (tile.lengths + tile.k.shape[-1] + 64.0)
+    value = (gradients.ds @ tile.k).abs() + evaluation * (gradients.ds.abs() @ keys)
+    return _scaled_and_stored(scale * value, scale * (magnitudes @ keys + common + events), coefficients)
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Sums over query rows, collected tile by tile: (lanes, seqlen_k, d) unless stated.
+
+    Attributes:
+        dv, dk: true dv and dk / scale.
+        dv_error, dk_error: largest errors before accumulation errors, dk's without the factor scale.
+        dv_reach, dk_reach: sums of magnitudes that the kernel accumulates.
+        lengths: number of rows that see each key, (seqlen_k, 1), summed over the group.
+    """
+
+    dv: torch.Tensor
+    dk: torch.Tensor
+    dv_error: torch.Tensor
+    dk_error: torch.Tensor
+    dv_reach: torch.Tensor
+    dk_reach: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def zeros(cls, lanes: Lanes) -> _Columns:
+        """Nothing collected yet."""
+        dv, dk, dv_error, dk_error, dv_reach, dk_reach = (torch.zeros_like(lanes.k) for _ in range(6))
+        return cls(dv, dk, dv_error, dk_error, dv_reach, dk_reach, lengths=torch.zeros_like(lanes.k[..., :1]))
+
+    def add(self, gradients: ScoreGradients, slack: torch.Tensor) -> None:
+        """Add a tile's rows; slack (c, r, 1) is 1 + the evaluation's own relative error."""
+        tile = gradients.tile
+        lanes = tile.place.lanes
+        queries, cotangents = tile.q.abs(), tile.dout.abs()
+        weight_error, error = gradients.weight_error * slack, gradients.error * slack
+        self.dv[lanes] += gradients.weights.p.mT @ tile.dout
+        self.dk[lanes] += gradients.ds.mT @ tile.q
+        self.dv_error[lanes] += weight_error.mT @ cotangents
+        self.dk_error[lanes] += error.mT @ queries
+        self.dv_reach[lanes] += (gradients.weights.p * slack + weight_error).mT @ cotangents
+        self.dk_reach[lanes] += (gradients.ds.abs() * slack + error).mT @ queries
+        self.lengths[lanes] += tile.seen.sum(0)[:, None].double()
+
+    def settle(self, coefficients: Coefficients, case: AttentionCase) -> tuple[torch.Tensor, torch.Tensor]:
+        """Budgets of dk and dv (theorem 5)."""
+        scale = abs(case.softmax_scale)
+        events = (2.0 * self.lengths + 2.0) * coefficients.tiny
+        evaluation = EVALUATION_UNIT * (self.lengths + case.head_dim + 64.0)
+        dv = (self.dv_error + coefficients.walked_dot(self.lengths) * self.dv_reach + events) * (1.0 + evaluation)
+        dv = dv + coefficients.partials(self.dv_reach + dv, case.group_size)
+        dv = dv + coefficients.stored(self.dv.abs() + evaluation * self.dv_reach + dv)
+        dk = (self.dk_error + coefficients.gradient_dot(self.lengths) * self.dk_reach + events) * (1.0 + evaluation)
+        shares = scale * (1.0 + coefficients.growth(2.0)) * (self.dk_reach + dk)
+        value = scale * (self.dk.abs() + evaluation * self.dk_reach)
+        dk = _scaled_and_stored(value, scale * dk + coefficients.partials(shares, case.group_size), coefficients)
+        seen = self.lengths > 0
+        return _settle(dk, seen), _settle(dv, seen)
+
+
+def _scaled_and_stored(value: torch.Tensor, error: torch.Tensor, coefficients: Coefficients) -> torch.Tensor:
+    """Add the multiplication by the scale (rounded to the accumulator's format) and the final cast to storage."""
+    error = error + coefficients.growth(2.0) * (value + error) + 2.0 * coefficients.tiny
+    return error + coefficients.stored(value + error)
+
+
+def _or_zero(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The values where a key is seen, 0 elsewhere."""
+    return torch.where(seen, values, 0.0)
+
+
+def _settle(error: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Infinity in place of NaN; 0 where nothing is seen: such gradients must be exact."""
+    return torch.where(seen, torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf), 0.0)

@@ -1,0 +1,253 @@
+"""The hard budget of the forward pass: the largest error of out and lse that a contract's arithmetic can make.
+
+    budget(out) = cast(|out| + pre) + pre,    pre = quotient + value + row sum + division terms (docs/numerics.md, theorem 1)
+
+Every term is an upper bound for all inputs, not an expectation. It is evaluated tile by tile with matrix products alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs
+from flashverify.numerics.coefficients import Coefficients
+from flashverify.numerics.contract import LN2, LOG2E, Contract
+from flashverify.numerics.exponents import (
+    EVALUATION_UNIT,
+    Weights,
+    evaluation_slack,
+    forward_exponent,
+    logit_error,
+    perturbed_weights,
+    row_maximum,
+)
+from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBudget:
+    """Allowed errors of the forward pass, float64, >= 0; infinite where nothing can be promised.
+
+    Attributes:
+        out: (batch, heads_q, seqlen_q, head_dim).
+        lse: (batch, heads_q, seqlen_q), natural units.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+def forward_budget(
+    case: AttentionCase,
+    inputs: Inputs,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    contract: Contract,
+    tile_elements: int = TILE_ELEMENTS,
+) -> ForwardBudget:
+    """The largest errors of out and lse that a kernel with this contract can make, element by element.
+
+    Args:
+        case: the case.
+        inputs: its inputs, any dtype, taken as exact.
+        out: true out, (batch, heads_q, seqlen_q, head_dim).
+        lse: true lse, (batch, heads_q, seqlen_q); -inf where a row sees no key.
+        contract: the arithmetic.
+        tile_elements: scores in a tile, at most.
+
+    Returns:
+        The budget, on the inputs' device. A row that sees no key has budget 0: it must be exact.
+
+    Raises:
+        ValueError: if tile_elements is less than 1.
+    """
+    coefficients = Coefficients(contract)
+    lanes = Lanes.of(case, inputs)
+    true_out, true_lse = by_lane(case, out), by_lane(case, lse)
+    out_budget, lse_budget = torch.zeros_like(true_out), torch.zeros_like(true_lse)
+    for tile in lanes.tiles(tile_elements):
+        row = _Rows.of(tile, coefficients, tile.place.take(true_lse)[..., None])
+        tile.place.put(out_budget, row.settle(_out_error(row, tile.place.take(true_out))))
+        tile.place.put(lse_budget, row.settle(_lse_error(row)).squeeze(-1))
+    return ForwardBudget(out_budget.reshape(out.shape), lse_budget.reshape(lse.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A tile with what all terms of the forward pass share; r stacked rows, (c, r, 1) unless stated.
+
+    Attributes:
+        tile: the tile.
+        coefficients: the contract's coefficients.
+        lse: true lse, 0 for rows that see no key.
+        omega: exponent error, (c, r, n).
+        weights: true probabilities and their largest change, (c, r, n).
+        rescales: (r, 1), how often the running maximum may move after a row's first block.
+        retained: lower bound of sum_j p_j·e^xi_j, the denominator in units of the true one.
+        inverse_sum: upper bound of 1 / (computed row sum before its own roundings), relative to the computed maximum.
+        row_sum: upper bound of the row sum's relative error.
+        bounded: bool, whether all perturbed weights of the row are bounded.
+    """
+
+    tile: Tile
+    coefficients: Coefficients
+    lse: torch.Tensor
+    omega: torch.Tensor
+    weights: Weights
+    rescales: torch.Tensor
+    retained: torch.Tensor
+    inverse_sum: torch.Tensor
+    row_sum: torch.Tensor
+    bounded: torch.Tensor
+
+    @classmethod
+    def of(cls, tile: Tile, coefficients: Coefficients, lse: torch.Tensor) -> _Rows:
+        """Exponent errors, weights and row sums of a tile."""
+        blocks = _blocks(tile.lengths, coefficients.contract.block_k)
+        rescales = (blocks - 1.0).clamp(min=0.0)
+        error = logit_error(tile, coefficients)
+        omega = forward_exponent(tile, coefficients, error, rescales)
+        weights = perturbed_weights(tile, lse, omega)
+        retained = (weights.p * torch.exp(-omega)).sum(-1, keepdim=True)
+        inverse_sum = _inverse_sum(tile, coefficients, lse, error, rescales, retained)
+        return cls(
+            tile=tile,
+            coefficients=coefficients,
+            lse=lse,
+            omega=omega,
+            weights=weights,
+            rescales=rescales,
+            retained=retained,
+            inverse_sum=inverse_sum,
+            row_sum=_row_sum_error(tile, coefficients, blocks, inverse_sum),
+            bounded=~weights.unbounded.any(-1, keepdim=True) & (retained > 0.0),
+        )
+
+    def settle(self, error: torch.Tensor) -> torch.Tensor:
+        """Add the slack of the evaluation itself; 0 for rows that see no key, infinity in place of NaN."""
+        settled = torch.nan_to_num(
+            error * (1.0 + evaluation_slack(self.tile, self.lse)), nan=torch.inf, posinf=torch.inf
+        )
+        return torch.where(self.tile.lengths > 0, settled, 0.0)
+
+
+def _out_error(row: _Rows, out: torch.Tensor) -> torch.Tensor:
+    """Budget of out for the rows of a tile, (c, r, d) (theorem 1)."""
+    coefficients = row.coefficients
+    quotient = _quotient_term(row, out)
+    value = _value_term(row)
+    reached = out.abs() + quotient + value
+    pre = quotient + value + reached * _reciprocal_growth(row.row_sum)
+    pre = pre + coefficients.division * (out.abs() + pre) + coefficients.tiny
+    return pre + coefficients.stored(out.abs() + pre)
+
+
+def _quotient_term(row: _Rows, out: torch.Tensor) -> torch.Tensor:
+    """Effect of the exponent errors on a quotient of sums with the same weights, (c, r, d) (lemma 5).
+
+    |sum_j p_j·e^xi_j·v_j / sum_j p_j·e^xi_j - out| <= sum_j a_j·|v_j - out| / sum_j p_j·e^-omega_j, a = p·(e^omega - 1).
+    The sum is bounded by the triangle inequality and by Cauchy-Schwarz, with v and out centred at the keys' mean; a convex
+    combination of values also stays in their hull, whatever the weights.
+    """
+    centre = row.tile.v.mean(1, keepdim=True)
+    values, target = row.tile.v - centre, out - centre
+    excess = row.weights.excess
+    total = excess.sum(-1, keepdim=True)
+    first, second = excess @ values, excess @ values.square()
+    triangle = excess @ values.abs() + target.abs() * total
+    # |evaluation error| of the cancelling sum is at most (n+8)·2^-52 of its terms' magnitudes, at most twice this sum
+    magnitudes = second + target.square() * total
+    spread = second - 2.0 * target * first + target.square() * total
+    spread = spread.clamp(min=0.0) + 2.0 * (values.shape[1] + 8.0) * EVALUATION_UNIT * magnitudes
+    centred = torch.minimum(triangle, (total * spread).sqrt()) / row.retained
+    hull = torch.maximum(row.tile.v.amax(1, keepdim=True) - out, out - row.tile.v.amin(1, keepdim=True)).clamp(min=0.0)
+    return torch.where(row.bounded, torch.minimum(centred, hull), hull)
+
+
+def _value_term(row: _Rows) -> torch.Tensor:
+    """Errors of the numerator: cast of P, underflow of weights, accumulation of P·V, divided by the row sum, (c, r, d)."""
+    coefficients, magnitude = row.coefficients, row.tile.v.abs()
+    largest, everything = magnitude.amax(1, keepdim=True), magnitude.sum(1, keepdim=True)
+    weights = row.weights.largest / row.retained
+    weighted = torch.where(row.bounded, torch.minimum(weights @ magnitude, largest), largest)
+    cast = _cast_term(row, weights, magnitude, largest)
+    underflow = (1.0 + row.rescales) * coefficients.tiny * row.inverse_sum * everything
+    accumulation = coefficients.walked_dot(row.tile.lengths, row.rescales) * (weighted + cast + underflow)
+    events = 2.0 * row.tile.lengths + 2.0 * row.rescales + 2.0
+    return cast + underflow + accumulation + events * coefficients.tiny * row.inverse_sum
+
+
+def _cast_term(row: _Rows, weights: torch.Tensor, magnitude: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """Error by the cast of P to the contract's probability format, relative to the row sum, (c, r, d)."""
+    probability = row.coefficients.contract.probability
+    if probability is None:
+        return torch.zeros_like(row.retained * largest)
+    cast = row.coefficients.cast(probability, weights, row.inverse_sum)
+    # without usable weights: they sum to 1, and no cast changes a weight by more than itself
+    floor = (row.tile.lengths * row.inverse_sum * probability.smallest_subnormal).clamp(max=1.0)
+    return torch.where(row.bounded, cast @ magnitude, (probability.unit_roundoff + floor) * largest)
+
+
+def _lse_error(row: _Rows) -> torch.Tensor:
+    """Budget of lse for the rows of a tile, natural units, (c, r, 1) (theorem 2)."""
+    coefficients = row.coefficients
+    logits = torch.maximum(torch.log1p(row.weights.excess.sum(-1, keepdim=True)), -torch.log(row.retained))
+    largest_omega = row_maximum(row.omega, row.tile.seen)
+    logits = torch.where(row.bounded, torch.minimum(logits, largest_omega), largest_omega)
+    error = logits - torch.log1p(-row.row_sum.clamp(max=1.0))
+    maximum = row_maximum(row.tile.logit, row.tile.seen)
+    maximum_error = LN2 * row_maximum(logit_error(row.tile, coefficients), row.tile.seen)
+    error = error + coefficients.logarithm((row.lse - maximum).abs() + error + maximum_error)
+    # a kernel may convert the maximum and the logarithm to natural units before adding them
+    error = error + coefficients.growth(2.0) * (maximum.abs() + maximum_error)
+    return error + coefficients.growth(3.0) * (row.lse.abs() + error) + 3.0 * coefficients.tiny
+
+
+def _row_sum_error(
+    tile: Tile, coefficients: Coefficients, blocks: torch.Tensor, inverse_sum: torch.Tensor
+) -> torch.Tensor:
+    """Relative error of the row sum l: additions in any order inside a block, then over blocks, rescaling, underflow."""
+    block_k = coefficients.contract.block_k
+    inside = tile.lengths if block_k is None else tile.lengths.clamp(max=float(block_k))
+    roundings = inside + 2.0 * blocks
+    underflow = (tile.lengths * blocks + roundings) * coefficients.tiny * inverse_sum
+    return torch.expm1(roundings * coefficients.unit) * (1.0 + underflow) + underflow
+
+
+def _inverse_sum(
+    tile: Tile,
+    coefficients: Coefficients,
+    lse: torch.Tensor,
+    error: torch.Tensor,
+    rescales: torch.Tensor,
+    retained: torch.Tensor,
+) -> torch.Tensor:
+    """Upper bound of 1/l^ where l^ is relative to the computed maximum, (c, r, 1) (lemma 6).
+
+    Two lower bounds of l^: the true sum, shrunk by the exponent errors and by the maximum's own; and the weight of the key
+    that holds the computed maximum, whose exponent is 0 up to the rounding of a fused product.
+    """
+    seen = tile.seen
+    maximum = row_maximum(tile.logit, seen)
+    largest_error = row_maximum(error, seen)
+    from_sum = torch.exp((maximum - lse + LN2 * largest_error).clamp(max=LARGEST_LOG)) / retained
+    largest_logit = abs(tile.scale) * LOG2E * row_maximum(tile.score.abs(), seen) + largest_error
+    shrink = LN2 * (coefficients.unit * largest_logit + coefficients.tiny) + (1.0 + rescales) * coefficients.exponential
+    return torch.minimum(from_sum, torch.exp(shrink.clamp(max=LARGEST_LOG)))
+
+
+def _blocks(lengths: torch.Tensor, block: int | None) -> torch.Tensor:
+    """Number of blocks of the walk that hold keys seen by each row, shaped like lengths."""
+    return torch.ones_like(lengths) if block is None else torch.ceil(lengths / block)
+
+
+def _reciprocal_growth(relative: torch.Tensor) -> torch.Tensor:
+    """Largest |1/(1+d) - 1| over |d| <= relative; infinite from 1 on."""
+    return torch.where(relative < 1.0, relative / (1.0 - relative), torch.inf)
+
+
+LARGEST_LOG = 300.0
+"""Logarithm at which bounds of the inverse row sum stop growing: they multiply underflows only."""

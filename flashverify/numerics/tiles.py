@@ -1,0 +1,148 @@
+"""Tiles of the score matrix: blocks of query rows with all their keys, for the query heads that share a key head.
+
+A lane is one key head of one batch entry. The query heads that read it are stacked into rows, so that a tile is a plain
+matrix and a sum over the group of query heads is a sum over rows. A tile holds at most `tile_elements` scores (or one query
+row of each head of a group where even that is more), so memory is linear in the sequence length. All values are float64.
+Non-finite inputs are replaced by 0 here: what depends on them has no budget, and nothing else may be touched by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.semantics import visible_mask
+from flashverify.cases.tensors import Inputs
+
+TILE_ELEMENTS = 2**24
+"""Default number of scores in a tile: 128 MiB a float64 matrix, of which some twenty are alive at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tile lies: lanes x (all heads of the group) x query rows."""
+
+    lanes: slice
+    rows: slice
+    group: int
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tile's rows of a (lanes, group, seqlen_q, ...) tensor, stacked to (lanes, group·rows, ...)."""
+        part = tensor[self.lanes, :, self.rows]
+        return part.reshape(part.shape[0], -1, *part.shape[3:])
+
+    def put(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
+        """Write stacked rows back into a (lanes, group, seqlen_q, ...) tensor."""
+        target = tensor[self.lanes, :, self.rows]
+        target.copy_(values.reshape(target.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Inputs of one tile and its scores; c lanes, r stacked query rows, n keys, d features.
+
+    Attributes:
+        place: where it lies.
+        q, dout: (c, r, d).
+        k, v: (c, n, d).
+        seen: bool (r, n), whether a row sees a key.
+        lengths: (r, 1), number of keys that each row sees.
+        scale: the softmax scale.
+        score: S = q·kᵀ, (c, r, n).
+        score_magnitude: A = |q|·|k|ᵀ, (c, r, n).
+    """
+
+    place: Place
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dout: torch.Tensor
+    seen: torch.Tensor
+    lengths: torch.Tensor
+    scale: float
+    score: torch.Tensor
+    score_magnitude: torch.Tensor
+
+    @property
+    def logit(self) -> torch.Tensor:
+        """Natural logits scale·S, -inf where a row does not see a key, (c, r, n)."""
+        return (self.scale * self.score).masked_fill(~self.seen, -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The inputs of a case arranged by lanes, float64: queries (lanes, group, seqlen_q, d), keys (lanes, seqlen_k, d)."""
+
+    case: AttentionCase
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dout: torch.Tensor
+
+    @classmethod
+    def of(cls, case: AttentionCase, inputs: Inputs) -> Lanes:
+        """Arrange the inputs (any dtype, exact values) by lanes."""
+        return cls(
+            case=case,
+            q=by_lane(case, inputs.q),
+            k=_finite(inputs.k).reshape(-1, case.seqlen_k, case.head_dim),
+            v=_finite(inputs.v).reshape(-1, case.seqlen_k, case.head_dim),
+            dout=by_lane(case, inputs.dout),
+        )
+
+    def tiles(self, tile_elements: int) -> Iterator[Tile]:
+        """All tiles; none if the case has no query or no key.
+
+        Raises:
+            ValueError: if tile_elements is less than 1.
+        """
+        for place in places(self.case, tile_elements):
+            yield self._tile(place)
+
+    def _tile(self, place: Place) -> Tile:
+        q, k = place.take(self.q), self.k[place.lanes]
+        rows = torch.arange(place.rows.start, place.rows.stop, device=q.device)
+        columns = torch.arange(self.case.seqlen_k, device=q.device)
+        seen = visible_mask(self.case, rows, columns).repeat(place.group, 1)
+        return Tile(
+            place=place,
+            q=q,
+            k=k,
+            v=self.v[place.lanes],
+            dout=place.take(self.dout),
+            seen=seen,
+            lengths=seen.sum(-1, keepdim=True).double(),
+            scale=self.case.softmax_scale,
+            score=q @ k.mT,
+            score_magnitude=q.abs() @ k.abs().mT,
+        )
+
+
+def by_lane(case: AttentionCase, tensor: torch.Tensor) -> torch.Tensor:
+    """A (batch, heads_q, seqlen_q, ...) tensor as finite float64 (lanes, group, seqlen_q, ...)."""
+    shape = (case.batch * case.heads_kv, case.group_size, case.seqlen_q, *tensor.shape[3:])
+    return _finite(tensor).reshape(shape)
+
+
+def places(case: AttentionCase, tile_elements: int) -> Iterator[Place]:
+    """Where the tiles of a case lie: several lanes whole, or blocks of the query rows of one lane."""
+    if tile_elements < 1:
+        raise ValueError(f"tile_elements: got {tile_elements}, accepted are integers >= 1")
+    lanes, group = case.batch * case.heads_kv, case.group_size
+    row_elements = group * case.seqlen_k
+    if row_elements == 0 or case.seqlen_q == 0:
+        return
+    rows = min(case.seqlen_q, max(1, tile_elements // row_elements))
+    together = max(1, tile_elements // (row_elements * rows)) if rows == case.seqlen_q else 1
+    for lane in range(0, lanes, together):
+        for row in range(0, case.seqlen_q, rows):
+            yield Place(slice(lane, min(lane + together, lanes)), slice(row, min(row + rows, case.seqlen_q)), group)
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    """float64 copy with 0 in place of values that are not finite."""
+    values = tensor.double()
+    return torch.where(torch.isfinite(values), values, 0.0)
