@@ -105,7 +105,7 @@ class Certificate:
             raise ValueError(f"{source}: field schema: got {version!r}, accepted is {SCHEMA!r}")
         wire = decode(data, WireCertificate, source)
         if wire.columns != COLUMNS:
-            raise ValueError(f"{source}: field columns: got {wire.columns}, accepted is {COLUMNS}")
+            raise ValueError(f"{source}: field columns: got {_words(wire.columns)}, accepted is {_words(COLUMNS)}")
         for i, record in enumerate(wire.records):
             for name, table in (("contract", wire.contracts), ("configuration", wire.configurations)):
                 if getattr(record, name) >= len(table):
@@ -153,6 +153,10 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     measurement: tuple[str, ...]
     element: tuple[str, ...]
+
+
+def _words(columns: Columns) -> str:
+    return f"({', '.join(columns.measurement)}) and ({', '.join(columns.element)})"
 
 
 COLUMNS = Columns(measurement=MEASUREMENT_COLUMNS, element=ELEMENT_COLUMNS)
