@@ -1,0 +1,280 @@
+"""Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
+
+smoke     about 150 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
+standard  about 1,200 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
+          a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
+full      standard, and a few cases of up to 65,536 queries and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain, product
+from typing import Any
+
+from flashverify.cases.case import DTYPES, MASKS, AttentionCase
+from flashverify.cases.layouts import LAYOUTS
+from flashverify.cases.regimes import REGIMES
+
+Builder = Callable[[], Iterator[AttentionCase]]
+
+TILE_EDGES = (1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 511, 512, 513, 1023, 1024, 1025)
+"""Lengths at, before and after multiples of common tile sizes; the longest ones, which are dear, are `LONG`."""
+
+LONG = (2047, 2048, 4095, 4096)
+
+HEAD_DIMS = (1, 3, 8, 16, 17, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256)
+
+HEADS = ((1, 1), (4, 2), (6, 2), (8, 1), (3, 3))
+"""(query heads, key heads): plain, grouped, grouped with 6 / 2 != 2, one key head, several of each."""
+
+SCALES = (0.0, 1.0, -0.125, -1.0, 0.1, 2.0, 1e-05, 1e-30)
+
+TWO_MASKS = ("full", "causal")
+
+
+def _regimes() -> Iterator[AttentionCase]:
+    """Every regime x dtype x mask, over shapes, heads and seeds that take turns."""
+    shapes = (
+        (129, 129, 64),
+        (257, 257, 32),
+        (64, 300, 128),
+        (300, 64, 64),
+        (127, 511, 80),
+        (255, 255, 256),
+        (513, 513, 16),
+    )
+    heads = ((1, 1), (4, 2), (2, 2), (3, 1), (2, 1))
+    for index, (regime, dtype, mask) in enumerate(product(REGIMES, DTYPES, MASKS)):
+        seqlen_q, seqlen_k, head_dim = shapes[index % len(shapes)]
+        heads_q, heads_kv = heads[index % len(heads)]
+        yield AttentionCase(
+            dtype=dtype,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=head_dim,
+            mask=mask,
+            regime=regime,
+            lse_grad=index % 11 < 3,
+            seed=index % 13,
+        )
+
+
+def _lengths() -> Iterator[AttentionCase]:
+    """Every tile edge x dtype, full and causal, with the same number of queries and keys."""
+    head_dims = (64, 128, 32, 16, 256)
+    for index, (length, dtype, mask) in enumerate(product(TILE_EDGES, DTYPES, TWO_MASKS)):
+        head_dim = head_dims[(index // 8 + index % 8) % len(head_dims)]
+        yield AttentionCase(
+            dtype=dtype, seqlen_q=length, seqlen_k=length, head_dim=head_dim, mask=mask, seed=length % 7
+        )
+    for length, dtype, mask in product(LONG, DTYPES, TWO_MASKS):
+        regime = "needle" if mask == "full" else "normal"
+        yield AttentionCase(dtype=dtype, seqlen_q=length, seqlen_k=length, head_dim=64, mask=mask, regime=regime)
+
+
+def _cross_lengths() -> Iterator[AttentionCase]:
+    """More keys than queries and fewer, x dtype x mask; in causal cases some queries then see no key."""
+    pairs = (
+        *((2, 64), (17, 16), (15, 65), (33, 128), (64, 63), (100, 1000), (128, 129)),
+        *((255, 31), (257, 513), (512, 127), (1025, 65), (1, 4096), (4096, 1), (1024, 2048)),
+    )
+    for index, ((seqlen_q, seqlen_k), dtype, mask) in enumerate(product(pairs, DTYPES, MASKS)):
+        heads_q, heads_kv = HEADS[index % len(HEADS)] if max(seqlen_q, seqlen_k) <= 1025 else (1, 1)
+        yield AttentionCase(
+            dtype=dtype,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=(64, 32, 128, 40)[(index // 3 + index // 12) % 4],
+            mask=mask,
+            regime="copy" if index % 7 < 2 else "normal",
+            lse_grad=index % 7 in {1, 4},
+            seed=index % 5,
+        )
+
+
+def _head_dims() -> Iterator[AttentionCase]:
+    """Every head size x dtype, full and causal, at lengths of several tiles."""
+    for index, (head_dim, dtype, mask) in enumerate(product(HEAD_DIMS, DTYPES, TWO_MASKS)):
+        regime = ("normal", "identity-values", "large")[index % 3]
+        yield AttentionCase(
+            dtype=dtype, seqlen_q=257, seqlen_k=300, head_dim=head_dim, mask=mask, regime=regime, seed=index % 5
+        )
+
+
+def _heads_and_batches() -> Iterator[AttentionCase]:
+    """Head ratios x batch sizes x dtype, full and causal: no two of batch, heads and lengths are equal."""
+    for index, (heads, batch, dtype, mask) in enumerate(product(HEADS[1:], (1, 2, 3), DTYPES, TWO_MASKS)):
+        heads_q, heads_kv = heads
+        yield AttentionCase(
+            dtype=dtype,
+            batch=5 if batch in heads else batch,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=70 + index % 2,
+            seqlen_k=130,
+            head_dim=(32, 64, 96)[index % 3],
+            mask=mask,
+            regime="copy" if index % 5 < 2 else "normal",
+            lse_grad=index % 7 < 2,
+        )
+
+
+def _layouts() -> Iterator[AttentionCase]:
+    """Every layout x dtype, full and causal, with grouped heads; expanded where values are equal, mixed in every turn."""
+    for index, (layout, dtype, mask) in enumerate(product(LAYOUTS[1:], DTYPES, TWO_MASKS)):
+        case = AttentionCase(
+            dtype=dtype,
+            batch=2,
+            heads_q=6,
+            heads_kv=3,
+            seqlen_q=100,
+            seqlen_k=100,
+            head_dim=(64, 72)[(index // 2 + index // 8) % 2],
+            mask=mask,
+            regime="constant-gradient" if layout == "expanded" else "normal",
+            layout=layout,
+        )
+        yield case
+        if layout == "mixed":
+            yield from (case.replace(seed=seed, head_dim=40, seqlen_q=65, lse_grad=True) for seed in (1, 2, 3, 4))
+        if layout in {"expanded", "packed-qkv", "padded"}:
+            regime = "equal-logits" if layout == "expanded" else "normal"
+            yield case.replace(seqlen_k=161, head_dim=128, regime=regime, lse_grad=True)
+
+
+def _scales() -> Iterator[AttentionCase]:
+    """Scales of either sign, zero, large and tiny x dtype, full and causal."""
+    for index, (scale, dtype, mask) in enumerate(product(SCALES, DTYPES, TWO_MASKS)):
+        regime = ("normal", "falling-maximum", "one-hot", "growing-maximum", "offset-values")[index % 5]
+        yield AttentionCase(
+            dtype=dtype, seqlen_q=130, seqlen_k=131, head_dim=64, mask=mask, regime=regime, scale=scale, heads_q=2
+        )
+
+
+def _decoding() -> Iterator[AttentionCase]:
+    """Few queries against many keys x dtype, full and causal, with grouped heads."""
+    lengths = product((1, 2, 5), (1, 17, 128, 1000, 4095))
+    for index, ((seqlen_q, seqlen_k), dtype, mask) in enumerate(product(lengths, DTYPES, TWO_MASKS)):
+        heads_q, heads_kv = ((4, 2), (8, 1), (1, 1))[index % 3]
+        turn = index + index // 8
+        yield AttentionCase(
+            dtype=dtype,
+            batch=1 + turn % 2,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=(64, 128)[turn // 2 % 2],
+            mask=mask,
+            regime=("normal", "needle", "copy", "sink")[turn % 4],
+            layout=("contiguous", "bnhd")[turn // 4 % 2],
+            seed=index % 3,
+        )
+
+
+def _empty() -> Iterator[AttentionCase]:
+    """No queries, no keys, neither, or no batch x dtype x mask."""
+    for (batch, seqlen_q, seqlen_k), dtype, mask in product(
+        ((1, 0, 17), (2, 17, 0), (1, 0, 0), (0, 16, 16)), DTYPES, MASKS
+    ):
+        yield AttentionCase(
+            dtype=dtype, batch=batch, seqlen_q=seqlen_q, seqlen_k=seqlen_k, head_dim=16, mask=mask, lse_grad=True
+        )
+
+
+def _very_long() -> Iterator[AttentionCase]:
+    """Lengths of 8192 and more in the dtypes that are used there, full and causal."""
+    for length, dtype, mask in product((8192, 16384), ("fp16", "bf16", "fp32"), TWO_MASKS):
+        yield AttentionCase(
+            dtype=dtype,
+            heads_q=2,
+            seqlen_q=length,
+            seqlen_k=length,
+            head_dim=64 if dtype == "fp32" else 128,
+            mask=mask,
+            regime="normal" if mask == "causal" else "needle",
+        )
+    for dtype, mask, head_dim in (("bf16", "causal", 128), ("fp16", "full", 64), ("fp32", "causal", 64)):
+        yield AttentionCase(dtype=dtype, seqlen_q=65536, seqlen_k=65536, head_dim=head_dim, mask=mask)
+
+
+def _smoke_regimes() -> Iterator[AttentionCase]:
+    """Every regime x dtype at a few tiles of 16 or 32; masks, heads, layouts and dlse take turns."""
+    lengths = ((33, 33), (17, 47), (31, 31), (47, 16), (16, 65), (1, 33), (64, 15), (15, 17))
+    heads = ((1, 1), (2, 1), (1, 1), (4, 2), (1, 1))
+    for index, (regime, dtype) in enumerate(product(REGIMES, DTYPES)):
+        # 7 a regime is prime to all the lists below: a dtype does not meet the same entries again and again.
+        turn = index + 3 * (index // len(DTYPES))
+        seqlen_q, seqlen_k = lengths[turn % len(lengths)]
+        heads_q, heads_kv = heads[turn % len(heads)]
+        yield AttentionCase(
+            dtype=dtype,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=(16, 32, 64, 24, 40)[turn % 5],
+            mask=MASKS[turn % len(MASKS)],
+            regime=regime,
+            layout=("contiguous", "bnhd", "padded", "mixed")[turn % 4] if turn % 3 == 0 else "contiguous",
+            lse_grad=turn % 4 == 1,
+            seed=index % 6,
+        )
+
+
+def _smoke_features() -> Iterator[AttentionCase]:
+    """One case or two for each feature, layout, scale, head size and empty shape; the dtypes take turns."""
+    dtypes = tuple(DTYPES)
+    plain = AttentionCase(dtype="fp16", seqlen_q=33, seqlen_k=33, head_dim=16)
+    lengths = ((0, 5), (5, 0), (1, 1), (65, 64))
+    changes: tuple[dict[str, Any], ...] = (
+        *({"layout": layout, "heads_q": 2, "mask": "causal", "regime": "constant-gradient"} for layout in LAYOUTS),
+        *({"scale": scale, "seqlen_k": 17} for scale in (0.0, -1.0, 2.0, 1e-05)),
+        *({"head_dim": head_dim, "seqlen_q": 17, "seqlen_k": 18} for head_dim in (1, 3, 8, 80, 128, 192, 256)),
+        *({"seqlen_q": n, "seqlen_k": m, "mask": "causal", "lse_grad": True} for n, m in lengths),
+        {"batch": 0},
+        {"batch": 3, "heads_q": 4, "heads_kv": 2, "seqlen_q": 17, "seqlen_k": 33, "mask": "causal", "regime": "copy"},
+        {"batch": 2, "heads_q": 6, "heads_kv": 2, "seqlen_q": 17, "seqlen_k": 31, "regime": "copy"},
+        {"heads_q": 4, "heads_kv": 1, "seqlen_q": 1, "seqlen_k": 65, "lse_grad": True},
+    )
+    for index, change in enumerate(changes):
+        yield plain.replace(dtype=dtypes[index % len(dtypes)], **change)
+
+
+_STANDARD = (
+    _regimes,
+    _lengths,
+    _cross_lengths,
+    _head_dims,
+    _heads_and_batches,
+    _layouts,
+    _scales,
+    _decoding,
+    _empty,
+)
+
+MATRICES: dict[str, tuple[Builder, ...]] = {
+    "smoke": (_smoke_regimes, _smoke_features),
+    "standard": _STANDARD,
+    "full": (*_STANDARD, _very_long),
+}
+"""The builders of each matrix; their docstrings are its contents."""
+
+
+def matrix(name: str) -> tuple[AttentionCase, ...]:
+    """The cases of a matrix, always the same and in the same order, each once.
+
+    Args:
+        name: "smoke", "standard" or "full".
+
+    Raises:
+        ValueError: if there is no such matrix.
+    """
+    if name not in MATRICES:
+        raise ValueError(f"matrix: got {name!r}, accepted are {', '.join(MATRICES)}")
+    return tuple({case.id: case for case in chain.from_iterable(builder() for builder in MATRICES[name])}.values())

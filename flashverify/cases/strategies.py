@@ -1,0 +1,86 @@
+"""Hypothesis strategies: cases whose shapes, features, regime, layout and seed are drawn, and that shrink to plain small ones.
+
+Tensors are not drawn: they follow from the case (`regimes.draw`), so that an example is printed, stored and replayed by its id.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from flashverify.cases.case import DTYPES, MASKS, MAX_HEAD_DIM, AttentionCase
+from flashverify.cases.layouts import LAYOUTS
+from flashverify.cases.matrices import HEAD_DIMS, TILE_EDGES
+from flashverify.cases.regimes import REGIMES
+
+HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 2), (8, 1), (3, 3))
+
+
+def scales() -> st.SearchStrategy[float | None]:
+    """Softmax scales: mostly the default, or one whose logits are of an ordinary size; of either sign, or zero."""
+    ordinary = st.floats(min_value=-4.0, max_value=4.0, allow_subnormal=False)
+    return st.one_of(st.none(), st.none(), st.sampled_from((1.0, 0.0, -0.125)), ordinary)
+
+
+def any_scales() -> st.SearchStrategy[float | None]:
+    """Every scale that a case can have: any finite float64, subnormals and -0.0 included, and None."""
+    largest = sys.float_info.max
+    return st.one_of(st.none(), st.floats(min_value=-largest, max_value=largest, allow_subnormal=True))
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    *,
+    max_elements: int = 2**16,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    regimes: Sequence[str] = tuple(REGIMES),
+    layouts: Sequence[str] = tuple(LAYOUTS),
+    scales: st.SearchStrategy[float | None] = scales(),  # noqa: B008 (strategies are immutable)
+) -> AttentionCase:
+    """Cases of a bounded size.
+
+    Args:
+        draw: given by hypothesis.
+        max_elements: largest size of the score tensor (batch, heads_q, seqlen_q, seqlen_k), and of q, k, v and dout each.
+        dtypes: short names that the dtype is drawn from; the first is the one to shrink to. So with the next two.
+        regimes: names of regimes.
+        layouts: names of layouts.
+        scales: strategy of the softmax scale.
+    """
+    if max_elements < 1:
+        raise ValueError(f"max_elements: got {max_elements}, accepted are integers >= 1")
+    left = max_elements
+    heads_q, heads_kv = draw(st.sampled_from([heads for heads in HEADS if heads[0] <= left]))
+    left //= heads_q
+    batch = draw(st.sampled_from([batch for batch in (1, 2, 3, 0) if batch <= left]))
+    left //= max(batch, 1)
+    head_dim = draw(_sizes(1, min(MAX_HEAD_DIM, left), HEAD_DIMS))
+    # The longer of the two sequences may not exceed left / head_dim, nor their product left.
+    longest = left // head_dim
+    seqlen_q = draw(_sizes(0, longest, TILE_EDGES))
+    seqlen_k = draw(_sizes(0, min(longest, left // max(seqlen_q, 1)), TILE_EDGES))
+    return AttentionCase(
+        dtype=draw(st.sampled_from(dtypes)),
+        batch=batch,
+        heads_q=heads_q,
+        heads_kv=heads_kv,
+        seqlen_q=seqlen_q,
+        seqlen_k=seqlen_k,
+        head_dim=head_dim,
+        mask=draw(st.sampled_from(MASKS)),
+        regime=draw(st.sampled_from(regimes)),
+        layout=draw(st.sampled_from(layouts)),
+        scale=draw(scales),
+        lse_grad=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+def _sizes(smallest: int, largest: int, edges: Sequence[int]) -> st.SearchStrategy[int]:
+    """Integers of a range, small ones and those at tile edges more often than others."""
+    near = [edge for edge in edges if smallest <= edge <= largest]
+    anywhere = st.integers(smallest, largest)
+    return st.one_of(st.integers(smallest, min(largest, 8)), st.sampled_from(near), anywhere) if near else anywhere
