@@ -13,12 +13,19 @@ import torch
 import triton
 import triton.language as tl
 
-from flashverify_kernels.launch import EMULATE_BF16, accumulator_of, output_like, scale_bits, storage_of
+from flashverify_kernels.launch import (
+    EMULATE_BF16,
+    UNSPECIALIZED,
+    accumulator_of,
+    output_like,
+    scale_bits,
+    storage_of,
+)
 from flashverify_kernels.primitives import LOG2E, as_operand, load_tile, store_tile, tile_offsets, unpack_scale
 from flashverify_kernels.tiles import TileConfig, padded_head_dim
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def delta_kernel(
     out_ptr,
     dout_ptr,
@@ -125,7 +132,7 @@ def accumulate_dkdv(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["scale_bits", "causal_offset"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
     q_ptr,
     k_ptr,
@@ -278,7 +285,7 @@ def accumulate_dq(
     return dq
 
 
-@triton.jit(do_not_specialize=["scale_bits", "causal_offset"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
     q_ptr,
     k_ptr,

@@ -13,7 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from flashverify_kernels.launch import EMULATE_BF16, accumulator_of, output_like, scale_bits, storage_of
+from flashverify_kernels.launch import (
+    EMULATE_BF16,
+    UNSPECIALIZED,
+    accumulator_of,
+    output_like,
+    scale_bits,
+    storage_of,
+)
 from flashverify_kernels.primitives import LN2, as_operand, load_tile, store_tile, tile_offsets, unpack_scale
 from flashverify_kernels.tiles import TileConfig, padded_head_dim
 
@@ -75,7 +82,7 @@ def attend(
     return accumulator, running_max, running_sum
 
 
-@triton.jit(do_not_specialize=["scale_bits", "causal_offset"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     q_ptr,
     k_ptr,
