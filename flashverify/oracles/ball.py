@@ -9,7 +9,8 @@ head of that batch entry, up to a limit; then the ball is returned as wide as it
 
 Keys that no row sees are replaced by zero first, so that they do not matter even if they are NaN. A non-finite value
 that one row sees can make out and gradients of other rows and keys of that head NaN, with radius inf: less is
-claimed, never something false."""
+claimed, never something false.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ It takes memory for several tensors of batch x heads_q x seqlen_q x seqlen_k flo
 
 m is 0 in a row that sees no key. Values that are not finite reach what depends on them through a visible pair, and
 nothing else: products over masked pairs see zero in their place, and NaN is written where a visible pair was
-concerned."""
+concerned.
+"""
 
 from __future__ import annotations
 

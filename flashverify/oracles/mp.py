@@ -4,7 +4,8 @@
 
 and the backward pass of `flashverify.oracles`. mpmath's exponents are unbounded, so no maximum is subtracted: this
 oracle differs from the others in the very step that they have in common. Only visible pairs are ever touched, so that
-a masked key cannot matter. A logit of size |s| costs log10 |s| of the digits (the exponential's condition number)."""
+a masked key cannot matter. A logit of size |s| costs log10 |s| of the digits (the exponential's condition number).
+"""
 
 from __future__ import annotations
 

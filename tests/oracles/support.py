@@ -1,0 +1,218 @@
+"""Cases, inputs and an a-priori bound for tests of the oracles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.cases.semantics import visible
+from flashverify.cases.tensors import TENSORS, Inputs, Outputs
+from flashverify.numerics.formats import FP64
+
+UNIT = FP64.unit_roundoff
+
+# Products of error terms, and the rounding of the bound's own evaluation: holds while every omega is below 2^-10.
+SMALL = 2.0**-10
+SECOND_ORDER = 1 + 8 * SMALL
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case, and what its inputs are like: q is multiplied by `stretch`, `kind` names a structure."""
+
+    case: AttentionCase
+    stretch: float = 1.0
+    kind: str = "normal"
+
+    def __str__(self) -> str:
+        return f"{self.case.id}-{self.kind}-x{self.stretch:g}"
+
+
+def problem(nq, nk, d, mask="full", *, stretch=1.0, kind="normal", dtype="fp32", **fields) -> Problem:
+    case = AttentionCase(dtype=dtype, seqlen_q=nq, seqlen_k=nk, head_dim=d, mask=mask, **fields)
+    return Problem(case, stretch, kind)
+
+
+PROBLEMS = [
+    problem(5, 5, 4),
+    problem(6, 6, 3, "causal", lse_grad=True),
+    problem(7, 4, 3, "causal", dtype="bf16", lse_grad=True),
+    problem(4, 7, 3, "causal", dtype="fp16"),
+    problem(7, 4, 3, "causal-topleft"),
+    problem(3, 8, 2, "causal-topleft", lse_grad=True),
+    problem(5, 6, 4, heads_q=4, heads_kv=2, lse_grad=True),
+    problem(6, 5, 3, "causal", heads_q=3, heads_kv=1, batch=2, dtype="bf16", lse_grad=True),
+    problem(3, 5, 2, heads_q=6, heads_kv=3, batch=2),
+    problem(4, 5, 3, scale=0.0, lse_grad=True),
+    problem(4, 5, 3, scale=-0.7),
+    problem(5, 5, 3, "causal", scale=30.0, lse_grad=True),
+    problem(5, 6, 8, stretch=32.0, dtype="fp16"),
+    problem(5, 6, 8, stretch=2.0**20, dtype="fp64", lse_grad=True),
+    problem(6, 5, 1, dtype="fp64", lse_grad=True),
+    problem(4, 1, 3, lse_grad=True),
+    problem(1, 6, 3, dtype="fp16"),
+    problem(1, 1, 1),
+    problem(0, 4, 3, lse_grad=True),
+    problem(4, 0, 3, lse_grad=True),
+    problem(4, 4, 3, batch=0),
+    problem(4, 6, 3, kind="equal-keys", lse_grad=True),
+    problem(4, 6, 3, kind="cancelling-values"),
+    problem(4, 6, 3, kind="offset-values", dtype="fp64"),
+]
+"""Small problems that between them use every feature, and every size that is zero or one."""
+
+
+def draw(example: Problem) -> Inputs:
+    """Inputs in the case's dtype, from numpy's generator."""
+    case = example.case
+    rng = np.random.default_rng([case.seed, case.seqlen_q, case.seqlen_k, case.head_dim, case.heads_q])
+    rows = (case.batch, case.heads_q, case.seqlen_q)
+    keys = (case.batch, case.heads_kv, case.seqlen_k, case.head_dim)
+    q, dout = rng.standard_normal((*rows, case.head_dim)), rng.standard_normal((*rows, case.head_dim))
+    k, v, dlse = rng.standard_normal(keys), rng.standard_normal(keys), rng.standard_normal(rows)
+    if example.kind == "equal-keys":
+        k[:] = k[:, :, :1]
+    elif example.kind == "cancelling-values":
+        k[:, :, 1::2], v[:, :, 1::2] = k[:, :, ::2], -v[:, :, ::2]
+    elif example.kind == "offset-values":
+        v = 1000 + v
+    dtype = getattr(torch, DTYPES[case.dtype])
+    wide = torch.float64 if case.dtype == "fp64" else torch.float32
+    q, k, v, dout = (torch.from_numpy(x).to(dtype) for x in (q * example.stretch, k, v, dout))
+    return Inputs(q, k, v, dout, torch.from_numpy(dlse).to(wide) if case.lse_grad else None)
+
+
+@dataclass
+class _Terms:
+    """Float64 tensors by query head: what both bounds are made of."""
+
+    scale: float
+    sees: torch.Tensor
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dout: torch.Tensor
+    x: torch.Tensor
+    magnitude: torch.Tensor
+
+    @classmethod
+    def of(cls, case: AttentionCase, inputs: Inputs) -> _Terms:
+        group = case.heads_q // case.heads_kv
+        q, dout = inputs.q.double(), inputs.dout.double()
+        k, v = inputs.k.double().repeat_interleave(group, 1), inputs.v.double().repeat_interleave(group, 1)
+        table = [[visible(case, i, j) for j in range(case.seqlen_k)] for i in range(case.seqlen_q)]
+        sees = torch.tensor(table, dtype=torch.bool).reshape(case.seqlen_q, case.seqlen_k)
+        scale = case.softmax_scale
+        product = q @ k.mT
+        return cls(scale, sees, q, k, v, dout, scale * product, abs(scale) * (q.abs() @ k.abs().mT))
+
+    def p(self, lse: torch.Tensor) -> torch.Tensor:
+        safe = torch.where(lse.isinf(), torch.inf, lse)
+        return torch.where(self.sees, (self.x - safe[..., None]).exp(), 0.0)
+
+
+def forward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor):
+    """How far float64 out and lse can be from the exact ones, elementwise.
+
+    The contract: products in any order (D u relative to the sum of magnitudes), scaling u, x - m one rounding, exp
+    within 2 ulp (4u), row sums in any order, division u, log within 2 ulp. Errors of m cancel. With the exponent's
+    error |xi_j| <= omega_j, out' - out = sum p (e^xi - 1)(v - out) / sum p e^xi exactly; P·V and the row sum add
+    (N + 2) u.
+    """
+    t = _Terms.of(case, inputs)
+    if case.seqlen_k == 0:
+        return torch.zeros_like(out), torch.zeros_like(lse)
+    p, hidden = t.p(lse), ~t.sees.any(-1)
+    top = t.x.masked_fill(~t.sees, -torch.inf).amax(-1)
+    top = torch.where(top.isinf(), 0.0, top)
+    gap = (top[..., None] - t.x).clamp(min=0)
+    omega = torch.where(t.sees, UNIT * ((case.head_dim + 2) * t.magnitude + 2 * t.x.abs() + gap + 4), 0.0)
+    _require_small(torch.where(p > UNIT, omega, 0.0))
+    omega = omega.clamp(max=SMALL)
+    shrunk = torch.where(hidden, 1.0, (p * (-omega).exp()).sum(-1))
+    spread = ((p * omega.expm1())[..., None] * (t.v[:, :, None] - out[..., None, :]).abs()).sum(-2)
+    bound_out = spread / shrunk[..., None] + UNIT * (case.seqlen_k + 2) * (p @ t.v.abs() + out.abs())
+    finite = torch.where(hidden, 0.0, lse)
+    moved = (p * omega.expm1()).sum(-1) / shrunk
+    bound_lse = moved + UNIT * (case.seqlen_k + 4 * (finite - top).abs() + 2 * finite.abs() + top.abs())
+    lost = FP64.smallest_normal * (case.seqlen_k + 1)
+    return _keep(bound_out, hidden[:, None], lost), _keep(bound_lse, hidden, lost)
+
+
+def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, given=None):
+    """How far float64 dq, dk and dv can be from the exact ones, elementwise.
+
+    The contract: P within e^omega - 1, D and dP products in any order, dS two sums and a product, then products in any
+    order over seqlen_k keys (dq) or group x seqlen_q rows (dk, dv).
+
+    Args:
+        case: the case.
+        inputs: its inputs.
+        out: the out that the backward pass is given, or the exact one.
+        lse: the same for lse.
+        given: bounds of out and lse where the backward pass is given float64 approximations of them (end to end).
+    """
+    t = _Terms.of(case, inputs)
+    error_out, error_lse = (torch.zeros_like(out), torch.zeros_like(lse)) if given is None else given
+    finite = torch.where(lse.isinf(), 0.0, lse)[..., None]
+    p = t.p(lse)
+    omega = UNIT * ((case.head_dim + 2) * t.magnitude + 2 * t.x.abs() + (t.x - finite).abs() + 4) + error_lse[..., None]
+    _require_small(torch.where(p > UNIT, omega, 0.0))
+    omega = omega.clamp(max=SMALL)
+    dp, delta = t.dout @ t.v.mT, (t.dout * out).sum(-1)[..., None]
+    dlse = torch.zeros_like(lse) if inputs.dlse is None else inputs.dlse.double()
+    sizes = (t.dout.abs() * out.abs()).sum(-1)[..., None]
+    error_delta = case.head_dim * UNIT * sizes + (t.dout.abs() * error_out).sum(-1)[..., None]
+    error_dp = case.head_dim * UNIT * (t.dout.abs() @ t.v.abs().mT)
+    total = dp - delta + dlse[..., None]
+    ds = p * total
+    error_total = error_dp + error_delta + UNIT * ((dp - delta).abs() + total.abs())
+    error_ds = p * omega.expm1() * total.abs() + p * error_total + UNIT * ds.abs()
+    scale, group = abs(t.scale), case.heads_q // case.heads_kv
+    rows = group * case.seqlen_q + 2
+    bound_dq = scale * (error_ds @ t.k.abs() + (case.seqlen_k + 2) * UNIT * (ds.abs() @ t.k.abs()))
+    bound_dk = scale * (error_ds.mT @ t.q.abs() + rows * UNIT * (ds.abs().mT @ t.q.abs()))
+    bound_dv = (p * omega.expm1()).mT @ t.dout.abs() + rows * UNIT * (p.mT @ t.dout.abs())
+    shape = (case.batch, case.heads_kv, group, case.seqlen_k, case.head_dim)
+    lost = FP64.smallest_normal * rows * (case.seqlen_k + 1)
+    nowhere = torch.zeros((), dtype=torch.bool)
+    summed = (bound.reshape(shape).sum(2) for bound in (bound_dk, bound_dv))
+    return tuple(_keep(bound, nowhere, lost) for bound in (bound_dq, *summed))
+
+
+def end_to_end_bound(case: AttentionCase, inputs: Inputs, exact: Outputs) -> Outputs:
+    """The bound of all five outputs, where the backward pass gets the oracle's own out and lse."""
+    given = forward_bound(case, inputs, exact.out, exact.lse)
+    return Outputs(*given, *backward_bound(case, inputs, exact.out, exact.lse, given))
+
+
+def worst_ratio(found: torch.Tensor, mid: torch.Tensor, radius: torch.Tensor, bound: torch.Tensor) -> float:
+    """Largest (|found - exact| at most) / (radius + bound); inf for NaN, a wrong infinity, or a wrong shape."""
+    if found.shape != mid.shape or found.isnan().any():
+        return math.inf
+    if not found.numel():
+        return 0.0
+    error = torch.where(found == mid, 0.0, (found - mid).abs())
+    return torch.where(error == 0, 0.0, error / (radius + bound)).max().item()
+
+
+def worst_ratios(found: Outputs, exact, bound: Outputs) -> dict[str, float]:
+    """`worst_ratio` of every output against a ball enclosure."""
+    return {
+        name: worst_ratio(*(getattr(tensors, name) for tensors in (found, exact.mid, exact.radius, bound)))
+        for name in TENSORS
+    }
+
+
+def _keep(bound: torch.Tensor, hidden: torch.Tensor, lost: float) -> torch.Tensor:
+    """The bound with its second order and what underflow can lose; rows that see nothing have no error."""
+    return torch.where(hidden, 0.0, SECOND_ORDER * bound + lost)
+
+
+def _require_small(omega: torch.Tensor) -> None:
+    if omega.numel() and omega.max() > SMALL:
+        raise ValueError(f"the bound's second order does not hold: omega is {omega.max():.1e}, accepted is {SMALL:.1e}")

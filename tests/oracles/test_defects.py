@@ -1,0 +1,71 @@
+"""The comparison can fail: each planted defect of an oracle's source is caught by some small problem."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+
+import pytest
+
+from flashverify.oracles import ball, dense, tiled
+from tests.oracles.support import PROBLEMS, draw, end_to_end_bound, worst_ratios
+
+DEFECTS = [
+    (dense, "key_head(case, h)", "(h % case.heads_kv)"),
+    (dense, "torch.arange(case.seqlen_k, device=device)", "torch.arange(case.seqlen_k, device=device) - 1"),
+    (dense, "dout @ v.transpose(-2, -1) - delta", "dout @ v.transpose(-2, -1)"),
+    (dense, "ds = ds + inputs.dlse", "ds = ds - inputs.dlse"),
+    (dense, "dq = case.softmax_scale * (ds", "dq = abs(case.softmax_scale) * (ds"),
+    (dense, "dk = case.softmax_scale * (ds", "dk = (ds"),
+    (dense, "maximum + torch.log(total)", "torch.log(total)"),
+    (dense, "weights.sum(-1)", "weights.float().sum(-1).double()"),
+    (dense, "scores - lse[..., None]", "scores - lse.float()[..., None]"),
+    (dense, "ds = torch.where(seen, p * ds, 0.0)", "ds = torch.where(seen, p.float() * ds, 0.0)"),
+    (dense, "heads == head", "heads >= head"),
+    (dense, "lse = inputs.dout.double(), out.double()", "lse = inputs.dout.double(), out.double() * 1.0000000001"),
+    (tiled, "key_head(case, h) == g", "h % case.heads_kv == g"),
+    (tiled, "% case.seqlen_q, columns", ", columns"),
+    (tiled, ".sub_(stacked_delta[rows])", ""),
+    (tiled, ".add_(stacked_dlse[rows])", ""),
+    (tiled, "dk[b, g] *= case.softmax_scale", "pass"),
+    (tiled, "dk[b, g] += ds.T", "dk[b, g] = ds.T"),
+    (tiled, "dv[b, g] += p.T", "dv[b, g] = p.T"),
+    (tiled, "range(0, total, height)", "range(0, total - height, height)"),
+    (tiled, "(top + length.log())", "(top + length.float().log())"),
+]
+
+
+@functools.cache
+def truths():
+    found = []
+    for example in PROBLEMS:
+        inputs = draw(example)
+        enclosure = ball.attention(example.case, inputs)
+        found.append((example.case, inputs, enclosure, end_to_end_bound(example.case, inputs, enclosure.mid)))
+    return found
+
+
+def worst_of(module: types.ModuleType, source: str, **options) -> float:
+    """The largest ratio over all problems of an oracle with that source; a crash is a finding too."""
+    altered = types.ModuleType(f"{module.__name__}_altered")
+    exec(compile(source, altered.__name__, "exec"), altered.__dict__)
+    worst = 0.0
+    for case, inputs, enclosure, bound in truths():
+        found = altered.attention(case, inputs, **options)
+        worst = max(worst, *worst_ratios(found, enclosure, bound).values())
+    return worst
+
+
+@pytest.mark.parametrize(("module", "right", "wrong"), DEFECTS, ids=[f"{m.__name__[-5:]}:{w}" for m, _, w in DEFECTS])
+def test_a_defect_is_caught(module, right, wrong):
+    source = inspect.getsource(module)
+    assert source.count(right) >= 1, "the defect's place is gone: plant it anew"
+    options = {"tile_elements": 12} if module is tiled else {}
+    assert worst_of(module, source.replace(right, wrong), **options) > 1
+
+
+@pytest.mark.parametrize("module", [dense, tiled], ids=["dense", "tiled"])
+def test_unaltered_source_passes(module):
+    options = {"tile_elements": 12} if module is tiled else {}
+    assert worst_of(module, inspect.getsource(module), **options) <= 1
