@@ -87,6 +87,7 @@ class Summary:
         checks: results by check and verdict.
         groups: errors by tensor, mode, dtype and features, enclosure distances left out.
         tensors: the worst known error in ulps of every (dtype, tensor, mode), enclosure distances left out.
+        tensor_headroom: largest error / budget of every (dtype, tensor, mode), likewise.
         regime_headroom: largest error / budget of every regime.
         regime_ulp: largest error in ulps of every regime.
         regime_cases: records by regime and verdict.
@@ -101,6 +102,7 @@ class Summary:
     checks: dict[str, dict[Verdict, int]]
     groups: tuple[Group, ...]
     tensors: dict[tuple[str, str, str], Worst]
+    tensor_headroom: dict[tuple[str, str, str], Worst]
     regime_headroom: dict[str, Worst]
     regime_ulp: dict[str, Worst]
     regime_cases: dict[str, dict[Verdict, int]]
@@ -147,9 +149,8 @@ def summarise(certificate: Certificate) -> Summary:
     records = certificate.records
     verdicts = Counter(settled_verdict(record) for record in records)
     measured = [(record, entry) for record, entry in measurements(records) if entry.mode != ENCLOSURE]
-    tensors = _worst_by(
-        ((record.dtype, entry.tensor, entry.mode), _worst_ulp(record, entry)) for record, entry in measured
-    )
+    keyed = [((record.dtype, entry.tensor, entry.mode), record, entry) for record, entry in measured]
+    keyed.sort(key=lambda item: table_order(*item[0]))
     distances = _worst_by(
         (entry.tensor in FORWARD_TENSORS, _worst_distance(record, entry))
         for record, entry in measurements(records)
@@ -160,7 +161,8 @@ def summarise(certificate: Certificate) -> Summary:
         not_run=max(0, certificate.plan.cases - len(records)),
         checks=_count((result.check, result.verdict) for record in records for result in record.results),
         groups=_groups(records),
-        tensors=dict(sorted(tensors.items(), key=lambda item: table_order(*item[0]))),
+        tensors=_worst_by((key, _worst_ulp(record, entry)) for key, record, entry in keyed),
+        tensor_headroom=_worst_by((key, _worst_headroom(record, entry)) for key, record, entry in keyed),
         regime_headroom=_worst_first(
             _worst_by((record.regime, _worst_headroom(record, entry)) for record, entry in measured)
         ),

@@ -1,0 +1,1 @@
+"""Reports: what a certificate says, for people. They read records, and nothing of the stages before."""

@@ -1,0 +1,296 @@
+"""A certificate as a reader meets it: the same words and rows for every form of report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from flashverify.records.certificate import Certificate
+from flashverify.records.measurement import CaseRecord, Element, Measurement, Verdict
+from flashverify.records.summary import (
+    CERTIFIED,
+    FAILED,
+    INCONCLUSIVE,
+    Summary,
+    Worst,
+    settled_verdict,
+    severity,
+    summarise,
+)
+from flashverify.report.text import count, duration, exact, number, replay_command
+
+WORDS = {CERTIFIED: "certified", FAILED: "FAILED", INCONCLUSIVE: "inconclusive"}
+
+PROBLEMS_SHOWN = 50
+"""Failures and inconclusive cases described one by one; the certificate holds them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A worst value in a table: what it belongs to, the value, where it was attained, and how to see it again."""
+
+    labels: tuple[str, ...]
+    value: str
+    element: str
+    case: str
+    replay: str
+    second_value: str = ""
+    second_case: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A failed or inconclusive case, with its worst tensor."""
+
+    case: str
+    verdict: str
+    reasons: tuple[str, ...]
+    replay: str
+    tensors: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Everything that a report shows, as text.
+
+    Attributes:
+        word: the verdict of the whole in a word.
+        kind: the same as a class of style: certified, failed, inconclusive or nothing.
+        sentence: what was certified and where, or what went wrong.
+        caveats: what is not covered.
+        facts: the environment.
+        plan: what was to be done.
+        counts: cases by verdict, and those not run.
+        checks: per check: name and results by verdict.
+        distances: largest relative distance from the enclosures, forward and backward.
+        problems: failures first, then inconclusive cases.
+        problems_left_out: how many more there are.
+        tensors: worst known error of every tensor; labels are dtype, tensor, mode.
+        regimes: worst by regime; labels are the regime and its counts.
+        groups: rows of dtype, features, tensor, mode, cases, elements, ulp, rms, bias, headroom, unsupported.
+        unsupported: reason and number of cases.
+        contracts: (number of cases, their dtypes, parameters), the most frequent first.
+    """
+
+    kernel: str
+    word: str
+    kind: str
+    sentence: str
+    created: str
+    duration: str
+    caveats: tuple[str, ...]
+    facts: dict[str, str]
+    plan: dict[str, str]
+    counts: dict[str, int]
+    checks: tuple[tuple[str, ...], ...]
+    distances: tuple[Row, ...]
+    problems: tuple[Problem, ...]
+    problems_left_out: int
+    tensors: tuple[Row, ...]
+    regimes: tuple[Row, ...]
+    groups: tuple[tuple[str, ...], ...]
+    unsupported: dict[str, int]
+    contracts: tuple[tuple[int, str, dict[str, str]], ...]
+
+
+def build_view(certificate: Certificate) -> View:
+    """The certificate as a reader meets it."""
+    summary = summarise(certificate)
+    problems = sorted(
+        (record for record in certificate.records if settled_verdict(record) in _PROBLEM_ORDER), key=_problem_order
+    )
+    plan = certificate.plan
+    return View(
+        kernel=plan.kernel,
+        word=WORDS.get(summary.exit_code, "nothing ran"),
+        kind=WORDS.get(summary.exit_code, "nothing").lower(),
+        sentence=_sentence(certificate, summary),
+        created=certificate.created,
+        duration=duration(certificate.seconds),
+        caveats=_caveats(certificate, summary),
+        facts=certificate.environment.describe(),
+        plan={
+            "kernel": plan.kernel,
+            "matrix": plan.matrix,
+            "cases planned": f"{plan.cases:,}",
+            "checks": ", ".join(plan.checks) or "none",
+            "lane": plan.lane,
+            "seed": str(plan.seed),
+            "options": " ".join(plan.options) or "none",
+        },
+        counts={**{str(verdict): summary.verdicts[verdict] for verdict in Verdict}, "not run": summary.not_run},
+        checks=tuple(
+            (name, *(f"{verdicts[verdict]:,}" for verdict in Verdict)) for name, verdicts in summary.checks.items()
+        ),
+        distances=tuple(
+            _row((direction,), worst)
+            for direction, worst in (
+                ("forward", summary.forward_distance),
+                ("backward", summary.backward_distance),
+            )
+            if worst is not None
+        ),
+        problems=tuple(_problem(record) for record in problems[:PROBLEMS_SHOWN]),
+        problems_left_out=max(0, len(problems) - PROBLEMS_SHOWN),
+        tensors=tuple(_row(key, worst, summary.tensor_headroom[key]) for key, worst in summary.tensors.items()),
+        regimes=_regimes(summary),
+        groups=_groups(summary),
+        unsupported=summary.unsupported,
+        contracts=_contracts(certificate.records),
+    )
+
+
+_PROBLEM_ORDER = (Verdict.FAIL, Verdict.INCONCLUSIVE)
+
+
+def _problem_order(record: CaseRecord) -> tuple[int, float]:
+    excess = [severity(entry.headroom) for result in record.results for entry in result.measurements]
+    return (_PROBLEM_ORDER.index(settled_verdict(record)), -max(excess, default=0.0))
+
+
+def _sentence(certificate: Certificate, summary: Summary) -> str:
+    where = certificate.environment.gpu or "this processor, in Triton's interpreter"
+    passed, failed = summary.verdicts[Verdict.PASS], summary.verdicts[Verdict.FAIL]
+    kernel = certificate.plan.kernel
+    if summary.exit_code == CERTIFIED:
+        return (
+            f"{count(passed, 'case')} passed and none failed: on {where}, the kernel “{kernel}” computes exact attention, "
+            "every element within its error budget."
+        )
+    if summary.exit_code == FAILED:
+        ran = passed + failed + summary.verdicts[Verdict.INCONCLUSIVE]
+        return f"{count(failed, 'case')} of {ran:,} failed: on {where}, the kernel “{kernel}” is outside its contract."
+    if summary.exit_code == INCONCLUSIVE:
+        open_cases = summary.verdicts[Verdict.INCONCLUSIVE]
+        return (
+            f"Nothing failed, but nothing is certified either: on {where}, {count(open_cases, 'case')} ended without a "
+            f"verdict and {count(summary.not_run, 'planned case was', 'planned cases were')} not run; "
+            f"{count(passed, 'case')} passed."
+        )
+    return f"No case of the kernel “{kernel}” ran on {where}: nothing is certified."
+
+
+def _caveats(certificate: Certificate, summary: Summary) -> tuple[str, ...]:
+    """What a reader must not conclude."""
+    environment = certificate.environment
+    caveats = []
+    if environment.interpreter:
+        caveats.append(
+            "Triton's interpreter ran the kernel's source on the processor. This examines the algebra: the function, the "
+            "masks, the schedules. It says nothing of the compiled kernel: compiler, tensor cores and memory accesses of a "
+            "GPU were not examined."
+        )
+    else:
+        caveats.append(
+            "It holds for this GPU, driver, CUDA, PyTorch, Triton and these kernel sources. Another combination needs a "
+            "certificate of its own."
+        )
+    caveats.append(
+        "Cases are a sample. The budgets bound every input of a case; the worst known error is the largest that was seen, "
+        "not the largest that exists."
+    )
+    declined = summary.verdicts[Verdict.UNSUPPORTED]
+    if declined:
+        caveats.append(f"{count(declined, 'case')} declined by the kernel, with reasons given below.")
+    if summary.not_run:
+        caveats.append(f"{count(summary.not_run, 'planned case')} not run: no statement is made of them.")
+    if not (summary.forward_distance and summary.backward_distance):
+        caveats.append("No distance from rigorous enclosures was measured in both directions: see the function check.")
+    if environment.dirty:
+        caveats.append("The checkout had changes beyond its commit: the hashes of the sources say what ran.")
+    return tuple(caveats)
+
+
+def _place(element: Element | None) -> str:
+    if element is None:
+        return ""
+    index = ", ".join(map(str, element.index))
+    return f"[{index}]: {exact(element.value)} for {exact(element.truth)}"
+
+
+def _row(labels: tuple[str, ...], worst: Worst, second: Worst | None = None) -> Row:
+    return Row(
+        labels=labels,
+        value=number(worst.value),
+        element=_place(worst.element),
+        case=worst.case,
+        replay=replay_command(worst.case),
+        second_value="" if second is None else number(second.value),
+        second_case="" if second is None else second.case,
+    )
+
+
+def _regimes(summary: Summary) -> tuple[Row, ...]:
+    """Worst by regime: the regime that comes closest to its budget first."""
+    rows = []
+    for regime, worst in summary.regime_headroom.items():
+        counts = summary.regime_cases[regime]
+        given = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in Verdict if counts[verdict])
+        rows.append(_row((regime, given, worst.tensor), worst, summary.regime_ulp[regime]))
+    return tuple(rows)
+
+
+def _groups(summary: Summary) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (
+            group.dtype,
+            group.features,
+            group.tensor,
+            group.mode,
+            f"{group.cases:,}",
+            f"{group.elements:,}",
+            number(group.ulp.value),
+            number(group.rms_ulp),
+            number(group.bias_ulp),
+            number(group.headroom.value),
+            f"{sum(group.unsupported.values()):,}",
+        )
+        for group in summary.groups
+    )
+
+
+def _problem(record: CaseRecord) -> Problem:
+    results = [result for result in record.results if result.verdict in _PROBLEM_ORDER]
+    reasons = dict.fromkeys(f"{result.check}: {result.reason}" for result in results if result.reason)
+    if record.reason and not any(record.reason in reason for reason in reasons):
+        reasons = {record.reason: None, **reasons}
+    entries = sorted(
+        (entry for result in results for entry in result.measurements if entry.worst is not None and _suspect(entry)),
+        key=lambda entry: -severity(entry.headroom),
+    )
+    return Problem(
+        case=record.case,
+        verdict=str(settled_verdict(record)),
+        reasons=tuple(reasons) or ("no reason given",),
+        replay=replay_command(record.case),
+        tensors=tuple(_suspect_row(entry, entry.worst) for entry in entries if entry.worst is not None),
+    )
+
+
+def _suspect(entry: Measurement) -> bool:
+    return entry.violations > 0 or not entry.headroom <= 1.0
+
+
+def _suspect_row(entry: Measurement, worst: Element) -> tuple[str, ...]:
+    return (
+        entry.tensor,
+        entry.mode,
+        f"[{', '.join(map(str, worst.index))}]",
+        exact(worst.value),
+        exact(worst.truth),
+        number(worst.budget),
+        number(entry.headroom),
+        f"{entry.violations:,} of {entry.elements:,}",
+    )
+
+
+def _contracts(records: tuple[CaseRecord, ...]) -> tuple[tuple[int, str, dict[str, str]], ...]:
+    """The numerical contracts that the budgets were derived from, each once."""
+    uses: Counter[tuple[tuple[str, str], ...]] = Counter()
+    dtypes: dict[tuple[tuple[str, str], ...], dict[str, None]] = {}
+    for record in records:
+        key = tuple(record.contract.items())
+        if key:
+            uses[key] += 1
+            dtypes.setdefault(key, {})[record.dtype] = None
+    return tuple((n, ", ".join(dtypes[key]), dict(key)) for key, n in uses.most_common())
