@@ -117,8 +117,12 @@ class Coefficients:
         """
         dot = self.contract.dot
         if isinstance(dot, TensorCore):
-            # terms may straddle one more step than they fill
-            kappa = (torch.ceil(lengths / dot.block) + 1.0) * (dot.kappa(1) + 1.0)
+            # terms may straddle one more step than they fill, and so may every tile that is no multiple of a step
+            steps = torch.ceil(lengths / dot.block) + 1.0
+            for tile in (self.contract.block_q, self.contract.block_k):
+                if tile is not None and tile % dot.block:
+                    steps = steps + torch.ceil(lengths / tile)
+            kappa = steps * (dot.kappa(1) + 1.0)
         else:
             kappa = lengths
         growth = torch.expm1((kappa + extra) * self.unit)

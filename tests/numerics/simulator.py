@@ -1,0 +1,281 @@
+"""A kernel's arithmetic on a CPU, step by step, for the tests of the hard budget: numpy, one head at a time.
+
+It shares no code with the budget. Dots run either through BLAS (rounded to nearest, any order) or through an emulator of a
+truncating tensor core, written from its description: products exact, all terms aligned to the largest exponent and
+truncated to 23 + 2 fraction bits, summed, truncated to float32; steps of 16 products (8 for tf32) chained along K.
+Defects can be planted by `Options`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flashverify.cases.case import AttentionCase
+
+TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the simulated kernel works, and which defect it has (all defects default to none)."""
+
+    dot: str = "tensor-core"  # or "any-order", "tf32", "tf32-truncated"
+    block_k: int | None = 32
+    fused: bool = False
+    exp2_ulps: int = 2
+    noise: int = 0
+    scale_factor: float = 1.0
+    lose_maximum: bool = False
+    no_rescale: bool = False
+    tail_unmasked: bool = False
+    causal_shift: int = 0
+    without_delta: bool = False
+    probability: str | None = None  # None: the storage type
+    round_p_bits: int | None = None
+    lse_base2: bool = False
+    dropped_key: int | None = None
+    truncate_out: bool = False
+    prescale: bool = False
+
+
+def cast(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Round to nearest even to a format; the result has x's dtype."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.ascontiguousarray(x)).to(TORCH[dtype]).to(torch.from_numpy(x).dtype).numpy()
+
+
+def round_tf32(x: np.ndarray, truncate: bool) -> np.ndarray:
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = bits if truncate else bits + np.uint32(0x1000)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def truncate32(x: np.ndarray) -> np.ndarray:
+    """float64 to float32, toward zero."""
+    y = x.astype(np.float32)
+    return np.where(np.abs(y.astype(np.float64)) > np.abs(x), np.nextafter(y, np.float32(0)), y)
+
+
+def exponents(x: np.ndarray) -> np.ndarray:
+    """floor(log2 |x|), very small for 0."""
+    return np.where(x == 0, -2000, np.frexp(x)[1] - 1)
+
+
+def tensor_core(a: np.ndarray, b: np.ndarray, c: np.ndarray, block: int) -> np.ndarray:
+    """a (M, K) times b (K, N) added to c (M, N) float32, in steps of `block` products."""
+    a, b, total = a.astype(np.float64), b.astype(np.float64), c.astype(np.float32)
+    for start in range(0, a.shape[1], block):
+        step = slice(start, start + block)
+        products = a[:, step, None] * b[None, step, :]
+        scales = exponents(a)[:, step, None] + exponents(b)[None, step, :]
+        old = total.astype(np.float64)
+        top = np.maximum(scales.max(1), np.maximum(exponents(old), -133))
+        quantum = np.ldexp(1.0, top - 25)
+        total = truncate32((np.trunc(products / quantum[:, None]).sum(1) + np.trunc(old / quantum)) * quantum)
+    return total
+
+
+class Kernel:
+    """One simulated kernel for a storage dtype."""
+
+    def __init__(self, dtype: str, options: Options) -> None:
+        self.dtype, self.options = dtype, options
+        self.work = np.float64 if dtype == "fp64" else np.float32
+        self.probability = options.probability or dtype
+        self.random = np.random.default_rng(options.noise)
+
+    def dot(self, a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None) -> np.ndarray:
+        a, b = a.astype(self.work), b.astype(self.work)
+        c = np.zeros((a.shape[0], b.shape[1]), self.work) if c is None else c
+        kind = self.options.dot
+        if kind.startswith("tf32"):
+            a, b = (round_tf32(x, kind == "tf32-truncated") for x in (a, b))
+            return tensor_core(a, b, c, 8)
+        if kind == "tensor-core" and self.work is np.float32:
+            return tensor_core(a, b, c, 16)
+        return c + a @ b
+
+    def exp2(self, x: np.ndarray) -> np.ndarray:
+        """2^x with noise of whole ulps; 2^0 = 1; float32 results below the smallest normal are flushed."""
+        with np.errstate(over="ignore", under="ignore"):
+            exact = np.exp2(x.astype(np.longdouble)).astype(self.work)
+            ulps = self.options.exp2_ulps
+            noisy = exact + np.spacing(exact) * self.random.integers(-ulps, ulps + 1, x.shape).astype(self.work)
+        noisy = np.where(np.isfinite(x) & (x != 0) & np.isfinite(exact), noisy, exact)
+        floor = np.finfo(self.work).smallest_normal if self.work is np.float32 else 0.0
+        return np.where(noisy < floor, self.work(0), noisy).astype(self.work)
+
+    def to_probability(self, p: np.ndarray) -> np.ndarray:
+        if self.options.round_p_bits is not None:
+            mantissa, exponent = np.frexp(p)
+            scale = 2.0**self.options.round_p_bits
+            return np.ldexp(np.round(mantissa * scale) / scale, exponent).astype(self.work)
+        return cast(p, self.probability)
+
+    def exponent(self, s: np.ndarray, c: np.floating, shift: np.ndarray) -> np.ndarray:
+        if self.options.fused:
+            wide = s.astype(np.longdouble) * np.longdouble(c) - shift[:, None].astype(np.longdouble)
+            return wide.astype(self.work)
+        return s * c - shift[:, None]
+
+    def multiplier(self, scale: float) -> tuple[np.floating, np.floating]:
+        factor = self.options.scale_factor
+        return self.work(scale * factor * math.log2(math.e)), self.work(scale)
+
+    def scores(self, q: np.ndarray, k: np.ndarray, c: np.floating) -> tuple[np.ndarray, np.floating]:
+        if self.options.prescale:
+            return self.dot(cast((q * c).astype(self.work), self.dtype), k.T), self.work(1)
+        return self.dot(q, k.T), c
+
+    def forward(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, scale: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        options, work = self.options, self.work
+        c, _ = self.multiplier(scale)
+        rows, keys = seen.shape
+        m = np.full(rows, -np.inf, work)
+        total = np.zeros(rows, work)
+        acc = np.zeros((rows, v.shape[1]), work)
+        block = options.block_k or max(keys, 1)
+        for start in range(0, keys, block):
+            cut = slice(start, start + block)
+            s, used = self.scores(q, k[cut], c)
+            s = np.where(seen[:, cut], s, -np.inf if used >= 0 else np.inf).astype(work)
+            with np.errstate(invalid="ignore"):
+                z = np.where(seen[:, cut], s * used, -np.inf).astype(work)
+            new = z.max(1) if options.lose_maximum else np.maximum(m, z.max(1))
+            shift = np.where(np.isneginf(new), 0, new).astype(work)
+            with np.errstate(invalid="ignore"):
+                t = np.where(seen[:, cut], self.exponent(s, used, shift), -np.inf).astype(work)
+                p = self.exp2(t)
+                alpha = self.exp2(np.where(np.isneginf(m), -np.inf, m - shift).astype(work))
+            if options.no_rescale or options.lose_maximum:
+                alpha = np.ones_like(alpha)
+            total = (total * alpha + p.sum(1, dtype=work)).astype(work)
+            acc = self.dot(self.to_probability(p), v[cut], (acc * alpha[:, None]).astype(work))
+            m = new
+        empty = total == 0
+        out = acc / np.where(empty, 1, total)[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lse2 = np.where(empty, -np.inf, m + np.log2(total)).astype(work)
+            lse = lse2 if options.lse_base2 else (lse2 * work(math.log(2))).astype(work)
+        if options.truncate_out:
+            out = np.where(np.abs(cast(out, self.dtype)) > np.abs(out), out * work(1 - 2.0**-8), out).astype(work)
+        return cast(out.astype(work), self.dtype), lse
+
+    def backward(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        dout: np.ndarray,
+        dlse: np.ndarray | None,
+        out: np.ndarray,
+        lse: np.ndarray,
+        seen: np.ndarray,
+        scale: float,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of one query head: dq, rounded to storage; dk (not yet scaled) and dv in the accumulator's format."""
+        work = self.work
+        c, factor = self.multiplier(scale)
+        delta = (dout * out).sum(1, dtype=work)
+        if dlse is not None:
+            delta = (delta - dlse.astype(work)).astype(work)
+        if self.options.without_delta:
+            delta = np.zeros_like(delta)
+        s, used = self.scores(q, k, c)
+        lse2 = np.where(np.isneginf(lse), 0, lse).astype(work) * work(math.log2(math.e))
+        with np.errstate(over="ignore"):
+            p = np.where(seen & ~np.isneginf(lse)[:, None], self.exp2(self.exponent(s, used, lse2)), 0).astype(work)
+        dp = self.dot(dout, v.T)
+        ds = cast((p * (dp - delta[:, None])).astype(work), self.dtype)
+        dq = cast((self.dot(ds, k) * factor).astype(work), self.dtype)
+        return dq, self.dot(ds.T, q), self.dot(self.to_probability(p).T, dout)
+
+
+def visible(case: AttentionCase, options: Options | None = None) -> np.ndarray:
+    """Visibility (seqlen_q, seqlen_k), with the defects that concern it."""
+    options = options or Options()
+    i, j = np.arange(case.seqlen_q)[:, None], np.arange(case.seqlen_k)[None, :]
+    seen = np.ones((case.seqlen_q, case.seqlen_k), bool)
+    if case.mask == "causal":
+        seen = j <= i + case.seqlen_k - case.seqlen_q + options.causal_shift
+    if options.dropped_key is not None:
+        seen = seen & (j != options.dropped_key)
+    return seen
+
+
+def simulate(case: AttentionCase, arrays: dict[str, np.ndarray], options: Options) -> dict[str, np.ndarray]:
+    """Run a case: arrays q, k, v, dout, dlse (or None) in, out, lse, dq, dk, dv out (float64)."""
+    kernel = Kernel(case.dtype, options)
+    work, factor = kernel.work, kernel.work(case.softmax_scale)
+    result = {name: np.zeros_like(arrays[of]) for name, of in (("out", "q"), ("dq", "q"), ("dk", "k"), ("dv", "v"))}
+    result["lse"] = np.zeros(arrays["q"].shape[:3])
+    seen = visible(case, options)
+    pad = 7 if options.tail_unmasked else 0  # keys of zeros past the end that the kernel does not mask
+    wide = np.pad(seen, ((0, 0), (0, pad)), constant_values=True)
+    for b in range(case.batch):
+        for g in range(case.heads_kv):
+            k, v = (np.pad(arrays[x][b, g].astype(work), ((0, pad), (0, 0))) for x in ("k", "v"))
+            dk, dv = np.zeros(k.shape, work), np.zeros(v.shape, work)
+            for h in range(g * case.group_size, (g + 1) * case.group_size):
+                q, dout = arrays["q"][b, h].astype(work), arrays["dout"][b, h].astype(work)
+                dlse = None if arrays["dlse"] is None else arrays["dlse"][b, h]
+                out, lse = kernel.forward(q, k, v, wide, case.softmax_scale)
+                dq, dk_h, dv_h = kernel.backward(q, k, v, dout, dlse, out, lse, wide, case.softmax_scale)
+                dk, dv = dk + dk_h, dv + dv_h
+                result["out"][b, h], result["lse"][b, h], result["dq"][b, h] = out, lse, dq
+            result["dk"][b, g] = cast((dk * factor).astype(work), case.dtype)[: case.seqlen_k]
+            result["dv"][b, g] = cast(dv, case.dtype)[: case.seqlen_k]
+    return result
+
+
+def truth(
+    case: AttentionCase,
+    arrays: dict[str, np.ndarray],
+    given: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """The definition in long double; `given`: out and lse to form the gradients from (modular mode)."""
+    wide = np.longdouble
+    result = {
+        name: np.zeros(arrays[of].shape, wide) for name, of in (("out", "q"), ("dq", "q"), ("dk", "k"), ("dv", "v"))
+    }
+    result["lse"] = np.zeros(arrays["q"].shape[:3], wide)
+    seen = visible(case)
+    for b in range(case.batch):
+        for h in range(case.heads_q):
+            g = h // case.group_size
+            q, k, v, dout = (
+                arrays[name][b, head].astype(wide) for name, head in (("q", h), ("k", g), ("v", g), ("dout", h))
+            )
+            x = np.where(seen, wide(case.softmax_scale) * (q @ k.T), -np.inf)
+            top = x.max(1, initial=-np.inf)
+            top = np.where(np.isneginf(top), 0, top)
+            e = np.exp(x - top[:, None])
+            total = e.sum(1)
+            with np.errstate(divide="ignore"):
+                lse = top + np.log(total)
+            out = (e @ v) / np.where(total == 0, 1, total)[:, None]
+            result["out"][b, h], result["lse"][b, h] = out, lse
+            if given is not None:
+                out, lse = given[0][b, h].astype(wide), given[1][b, h].astype(wide)
+            with np.errstate(invalid="ignore"):
+                p = np.where(np.isneginf(lse)[:, None] | ~seen, 0, np.exp(x - lse[:, None]))
+            delta = (dout * out).sum(1)
+            if arrays["dlse"] is not None:
+                delta = delta - arrays["dlse"][b, h].astype(wide)
+            ds = p * (dout @ v.T - delta[:, None])
+            result["dq"][b, h] = wide(case.softmax_scale) * (ds @ k)
+            result["dk"][b, g] += wide(case.softmax_scale) * (ds.T @ q)
+            result["dv"][b, g] += p.T @ dout
+    return result
+
+
+def with_defect(options: Options, **defect: object) -> Options:
+    """The same kernel with a defect."""
+    return dataclasses.replace(options, **defect)  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""A correct kernel never leaves the hard budget: simulated kernels over dtypes, shapes, input kinds and both modes."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from flashverify.cases.case import AttentionCase
+from tests.numerics.contracts import contract_of, ratios
+from tests.numerics.inputs import KINDS, make
+from tests.numerics.simulator import Options, simulate
+
+SHAPES = ((17, 33, 32), (8, 70, 64), (33, 65, 16), (5, 1, 16), (24, 16, 40))
+DOTS = {
+    "fp16": ("tensor-core", "any-order"),
+    "bf16": ("tensor-core", "any-order"),
+    "fp32": ("any-order", "tf32", "tf32-truncated"),
+    "fp64": ("any-order",),
+}
+
+
+def configurations(dtype: str, kind: str):
+    """Four configurations of a dtype and input kind, drawn so that all shapes and features meet all kinds somewhere."""
+    for number, dot in enumerate(itertools.islice(itertools.cycle(DOTS[dtype]), 4)):
+        random = np.random.default_rng([KINDS.index(kind), list(DOTS).index(dtype), number])
+        seqlen_q, seqlen_k, head_dim = SHAPES[random.integers(len(SHAPES))]
+        heads_kv, group = ((1, 1), (1, 3), (2, 2))[random.integers(3)]
+        case = AttentionCase(
+            dtype=dtype,
+            heads_q=heads_kv * group,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=head_dim,
+            mask=("full", "causal")[random.integers(2)],
+            scale=(None, None, 0.5, -0.25)[random.integers(4)],
+            lse_grad=bool(random.integers(2)),
+            seed=int(random.integers(1 << 30)),
+        )
+        options = Options(
+            dot=dot,
+            block_k=(16, 32, None)[random.integers(3)],
+            fused=bool(random.integers(2)),
+            noise=int(random.integers(1 << 30)),
+            prescale=bool(random.integers(5) == 0),
+        )
+        yield case, options
+
+
+@pytest.mark.parametrize("dtype", DOTS)
+def test_a_correct_kernel_stays_within_its_budget(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    largest: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
+    for kind in KINDS:
+        for case, options in configurations(dtype, kind):
+            arrays = make(case, kind)
+            found = ratios(case, arrays, simulate(case, arrays, options), contract_of(dtype, options))
+            for tensor, ratio in found.items():
+                largest[tensor] = max(largest[tensor], (ratio, f"{kind} {case.id} {options}"))
+    with capsys.disabled():
+        print(
+            "\n"
+            + "\n".join(f"{dtype} {tensor:14s} {ratio:.3f} {where[:60]}" for tensor, (ratio, where) in largest.items())
+        )
+    outside = {tensor: found for tensor, found in largest.items() if not found[0] <= 1.0}
+    assert not outside
