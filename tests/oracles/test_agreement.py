@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from flashverify.cases.case import MASKS, AttentionCase
 from flashverify.cases.tensors import TENSORS
+from flashverify.numerics.formats import FP64
 from flashverify.oracles import ball, dense, mp, tiled
+from flashverify.oracles.enclosure import GUARD_BITS
 from tests.oracles.support import (
     PROBLEMS,
     Problem,
@@ -80,7 +82,8 @@ def test_balls_are_sharp(example):
         radius = getattr(enclosure.radius, name)
         if mid.numel():
             value = torch.where(mid.isinf(), 0.0, mid).abs()
-            assert (radius <= 2.0**-53 * (value + 2.0**-20 * value.max()) + 2.0**-100 * example.stretch).all(), name
+            terms = float(largest_term(example.case, draw(example)))
+            assert (radius <= FP64.unit_roundoff * (value + 2.0**-GUARD_BITS * (value + terms))).all(), name
 
 
 @by_name()

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from flashverify.cases.semantics import visible
 from flashverify.cases.tensors import TENSORS
 from flashverify.oracles import ball, dense, mp, tiled
-from tests.oracles.support import PROBLEMS, draw, problem
+from tests.oracles.support import PROBLEMS, draw, end_to_end_bound, problem, worst_ratios
 
 both = pytest.mark.parametrize("oracle", [dense, tiled], ids=["dense", "tiled"])
 every = pytest.mark.parametrize("oracle", [mp, ball, dense, tiled], ids=["mp", "ball", "dense", "tiled"])
@@ -69,10 +69,10 @@ def largest_tensor(oracle, seqlen: int, **options) -> int:
 
 
 def test_tiled_memory_is_linear():
-    tile, heads, head_dim = 2**12, 4, 2
-    for seqlen in (128, 256, 512):
+    tile, heads, head_dim = 2**11, 4, 2
+    for seqlen in (64, 128, 256):
         assert largest_tensor(tiled, seqlen, tile_elements=tile) <= max(tile, heads * seqlen * head_dim)
-    assert largest_tensor(tiled, 64, tile_elements=1) == heads * 64 * head_dim
+    assert largest_tensor(tiled, 32, tile_elements=1) == heads * 32 * head_dim
 
 
 def test_dense_memory_is_not_linear():
@@ -178,7 +178,6 @@ def test_strides_do_not_matter(oracle, example):
     transposed = dataclasses.replace(
         inputs, **{name: getattr(inputs, name).mT.contiguous().mT for name in ("q", "k", "v", "dout")}
     )
-    for name, tensor in oracle.attention(example.case, transposed).items():
-        other = getattr(oracle.attention(example.case, inputs), name)
-        assert tensor.shape == other.shape
-        assert torch.allclose(tensor, other, rtol=2.0**-30, atol=2.0**-30)
+    exact = ball.attention(example.case, inputs)
+    bound = end_to_end_bound(example.case, inputs, exact.mid)
+    assert max(worst_ratios(oracle.attention(example.case, transposed), exact, bound).values()) <= 1
