@@ -125,7 +125,7 @@ def _heads_and_batches() -> Iterator[AttentionCase]:
 
 
 def _layouts() -> Iterator[AttentionCase]:
-    """Every layout x dtype, full and causal, with grouped heads; expanded where values are equal, mixed in every turn."""
+    """Every layout x dtype, full and causal, with grouped heads; expanded over equal values, mixed in every turn."""
     for index, (layout, dtype, mask) in enumerate(product(LAYOUTS[1:], DTYPES, TWO_MASKS)):
         case = AttentionCase(
             dtype=dtype,

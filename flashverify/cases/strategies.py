@@ -1,6 +1,6 @@
-"""Hypothesis strategies: cases whose shapes, features, regime, layout and seed are drawn, and that shrink to plain small ones.
+"""Hypothesis strategies: cases whose shapes, features, regime, layout and seed are drawn, and shrink to plain ones.
 
-Tensors are not drawn: they follow from the case (`regimes.draw`), so that an example is printed, stored and replayed by its id.
+Tensors are not drawn: they follow from the case (`regimes.draw`), so that its id is all that an example needs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def cases(
 
     Args:
         draw: given by hypothesis.
-        max_elements: largest size of the score tensor (batch, heads_q, seqlen_q, seqlen_k), and of q, k, v and dout each.
+        max_elements: largest size of the score tensor (batch, heads_q, seqlen_q, seqlen_k) and of each input.
         dtypes: short names that the dtype is drawn from; the first is the one to shrink to. So with the next two.
         regimes: names of regimes.
         layouts: names of layouts.

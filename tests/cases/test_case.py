@@ -1,0 +1,113 @@
+"""Ids name cases exactly, and bad fields are refused with an error that names them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.strategies import any_scales, cases
+
+PLAIN = AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64)
+
+
+@given(cases(scales=any_scales()))
+@example(PLAIN.replace(scale=5e-324))
+@example(PLAIN.replace(scale=-1.7976931348623157e308, lse_grad=True))
+@example(PLAIN.replace(scale=1e-05))
+@example(PLAIN.replace(scale=1e300, seed=2**70))
+def test_id_round_trip(case: AttentionCase) -> None:
+    again = AttentionCase.from_id(case.id)
+    assert again == case
+    assert again.id == case.id
+    assert hash(again) == hash(case)
+
+
+def test_id_keeps_the_sign_of_a_zero_scale() -> None:
+    again = AttentionCase.from_id(PLAIN.replace(scale=-0.0).id)
+    assert again.scale is not None
+    assert math.copysign(1, again.scale) == -1
+
+
+def test_id_is_readable() -> None:
+    case = PLAIN.replace(heads_q=4, heads_kv=2, mask="causal", scale=0.5, lse_grad=True, seed=7)
+    assert case.id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_scale0.5_dlse_s7"
+
+
+def test_equal_scales_have_one_id() -> None:
+    ids = {PLAIN.replace(scale=scale).id for scale in (2, 2.0, np.float64(2))}
+    assert ids == {"bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_scale2.0_s0"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "bf16",
+        PLAIN.id + "\n",
+        PLAIN.id.replace("_s0", "_s00"),
+        PLAIN.id.replace("n128", "n0128"),
+        PLAIN.id.replace("n128", "n١٢٨"),
+        PLAIN.id.replace("_s0", "_scale0.50_s0"),
+        PLAIN.id.replace("_s0", "_scaleinf_s0"),
+        PLAIN.id.replace("_s0", "_scale1.2.3_s0"),
+        PLAIN.id.replace("_s0", "_scale1e999_s0"),
+        PLAIN.id.replace("_s0", "_s-1"),
+        PLAIN.id.replace("d64", "d257"),
+        PLAIN.id.replace("bf16", "fp8"),
+        PLAIN.id.replace("full", "window"),
+        PLAIN.id.replace("normal", "normal--large"),
+    ],
+)
+def test_other_texts_are_no_ids(text: str) -> None:
+    with pytest.raises(ValueError, match="accepted"):
+        AttentionCase.from_id(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("dtype", "float16", ValueError),
+        ("dtype", ["fp16"], TypeError),
+        ("mask", "window", ValueError),
+        ("mask", None, TypeError),
+        ("batch", -1, ValueError),
+        ("batch", True, TypeError),
+        ("heads_q", 0, ValueError),
+        ("heads_kv", 0, ValueError),
+        ("heads_q", 3, ValueError),
+        ("seqlen_q", 1.0, TypeError),
+        ("seqlen_k", "5", TypeError),
+        ("seqlen_k", -5, ValueError),
+        ("head_dim", 0, ValueError),
+        ("head_dim", 257, ValueError),
+        ("seed", True, TypeError),
+        ("seed", -1, ValueError),
+        ("seed", None, TypeError),
+        ("scale", math.nan, ValueError),
+        ("scale", -math.inf, ValueError),
+        ("scale", 10**400, ValueError),
+        ("scale", "1", TypeError),
+        ("scale", True, TypeError),
+        ("lse_grad", 1, TypeError),
+        ("regime", "Normal", ValueError),
+        ("regime", "a_b", ValueError),
+        ("regime", "-a", ValueError),
+        ("layout", "", ValueError),
+        ("layout", 3, TypeError),
+    ],
+)
+def test_bad_fields_are_named(field: str, value: object, error: type[Exception]) -> None:
+    case = PLAIN.replace(heads_q=2, heads_kv=2)
+    with pytest.raises(error, match=rf"^{field}: got .*accepted"):
+        case.replace(**{field: value})
+
+
+def test_features() -> None:
+    assert PLAIN.replace(seqlen_k=128).features == ("plain",)
+    case = PLAIN.replace(heads_q=4, heads_kv=2, mask="causal", scale=0.5, lse_grad=True, layout="bnhd")
+    assert case.features == ("causal", "cross-length", "dlse", "gqa", "layout", "scale")
+    assert PLAIN.replace(heads_q=4).features == ("cross-length", "mqa")

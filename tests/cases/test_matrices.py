@@ -1,0 +1,124 @@
+"""Matrices keep the promises of their docstrings."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashverify.cases.case import DTYPES, MASKS, AttentionCase
+from flashverify.cases.coverage import coverage
+from flashverify.cases.layouts import LAYOUTS
+from flashverify.cases.matrices import HEAD_DIMS, LONG, MATRICES, SCALES, TILE_EDGES, matrix
+from flashverify.cases.regimes import REGIMES
+
+FEATURES = {"plain", "causal", "causal-topleft", "gqa", "mqa", "cross-length", "scale", "dlse", "layout"}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_ids_are_unique_and_stable(name: str) -> None:
+    ids = [case.id for case in matrix(name)]
+    assert len(set(ids)) == len(ids)
+    assert ids == [case.id for case in matrix(name)]
+    assert [AttentionCase.from_id(case_id) for case_id in ids] == list(matrix(name))
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_every_value_of_every_axis_occurs(name: str) -> None:
+    counts = coverage(matrix(name))
+    assert set(counts["dtype"]) == set(DTYPES)
+    assert set(counts["mask"]) == set(MASKS)
+    assert set(counts["regime"]) == set(REGIMES)
+    assert set(counts["layout"]) == set(LAYOUTS)
+    assert set(counts["feature"]) == FEATURES
+    assert {0, 1, 3} <= set(counts["batch"])
+    assert {0, 1} <= set(counts["seqlen_q"])
+    assert {0, 1} <= set(counts["seqlen_k"])
+    assert {1, 3, 256} <= set(counts["head_dim"])
+    assert {(4, 2), (6, 2)} <= set(counts["heads"])
+
+
+def test_smoke_is_small() -> None:
+    cases = matrix("smoke")
+    assert 120 <= len(cases) <= 150
+    tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
+    assert sum(tiles) < 1_500
+    assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) <= 65
+
+
+def test_smoke_has_every_regime_in_every_dtype() -> None:
+    pairs = {(case.regime, case.dtype) for case in matrix("smoke")}
+    assert len(pairs) == len(REGIMES) * len(DTYPES)
+
+
+def test_smoke_ties_no_axis_to_the_dtype() -> None:
+    # Lists that take turns with the dtypes in step would give each dtype only some of their entries.
+    cases = matrix("smoke")
+    for dtype in DTYPES:
+        of_dtype = [case for case in cases if case.dtype == dtype]
+        assert {case.mask for case in of_dtype} == set(MASKS)
+        assert len({case.head_dim for case in of_dtype}) >= 5
+        assert len({(case.seqlen_q, case.seqlen_k) for case in of_dtype}) >= 8
+        assert len({case.layout for case in of_dtype}) >= 4
+        assert len({(case.heads_q, case.heads_kv) for case in of_dtype}) >= 3
+
+
+def test_smoke_meets_scales_below_at_and_above_zero() -> None:
+    scales = {case.scale for case in matrix("smoke") if case.scale is not None}
+    assert min(scales) < 0 < max(scales)
+    assert 0 in scales
+
+
+def test_standard_is_large_enough_and_bounded() -> None:
+    cases = matrix("standard")
+    assert 1_000 <= len(cases) <= 1_300
+    assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 600e6
+    assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
+
+
+def test_standard_covers_the_axes() -> None:
+    counts = coverage(matrix("standard"))
+    edges = {*TILE_EDGES, *LONG}
+    assert edges <= set(counts["seqlen_q"]) & set(counts["seqlen_k"])
+    assert set(HEAD_DIMS) <= set(counts["head_dim"])
+    assert set(SCALES) <= set(counts["scale"])
+    assert {(4, 2), (6, 2), (8, 1), (3, 3)} <= set(counts["heads"])
+    assert len(counts["regime x dtype x mask"]) == len(REGIMES) * len(DTYPES) * len(MASKS)
+    assert len(counts["layout x dtype"]) == len(LAYOUTS) * len(DTYPES)
+    assert max(counts["dtype"].values()) == min(counts["dtype"].values())
+
+
+def test_standard_exercises_every_tile_over_several_tiles() -> None:
+    tiles = coverage(matrix("standard"))["tile"]
+    expected = {(dtype, d, causal) for dtype in DTYPES for d in (16, 32, 64, 128, 256) for causal in (False, True)}
+    assert set(tiles) == expected
+    assert min(tiles.values()) >= 3
+
+
+def test_standard_has_more_keys_and_fewer_keys_than_queries_under_each_mask() -> None:
+    cases = matrix("standard")
+    for mask in MASKS:
+        for dtype in DTYPES:
+            signs = {
+                (c.seqlen_q > c.seqlen_k) - (c.seqlen_q < c.seqlen_k)
+                for c in cases
+                if c.mask == mask and c.dtype == dtype and min(c.seqlen_q, c.seqlen_k) > 0
+            }
+            assert signs == {-1, 0, 1}
+
+
+def test_standard_tells_swapped_strides_apart() -> None:
+    cases = [c for c in matrix("standard") if len({c.batch, c.heads_q, c.heads_kv, c.seqlen_q, c.seqlen_k}) == 5]
+    assert {c.dtype for c in cases if c.batch > 1 and c.heads_kv > 1} == set(DTYPES)
+
+
+def test_full_contains_standard_and_very_long_cases() -> None:
+    full, standard = matrix("full"), matrix("standard")
+    assert full[: len(standard)] == standard
+    longest = [case for case in full if case.seqlen_k == 65536]
+    assert {case.mask for case in longest} == {"full", "causal"}
+    assert {case.dtype for case in longest} == {"fp16", "bf16", "fp32"}
+    assert {8192, 16384} <= {case.seqlen_q for case in full}
+
+
+def test_unknown_matrix() -> None:
+    with pytest.raises(ValueError, match="matrix: got 'huge', accepted are smoke, standard, full"):
+        matrix("huge")
