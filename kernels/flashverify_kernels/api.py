@@ -8,10 +8,11 @@ from flashverify_kernels.validation import (
     check_bool,
     check_dropout,
     check_precision,
-    check_real,
     check_shapes,
+    check_softcap,
     check_tensors,
     check_tiles,
+    check_window,
     resolve_scale,
 )
 
@@ -67,10 +68,8 @@ def flash_attn_func(
     check_bool("deterministic", deterministic)
     check_bool("return_attn_probs", return_attn_probs)
     check_dropout("dropout_p", dropout_p)
-    _check_window("window_size", window_size)
-    check_real("softcap", softcap)
-    if softcap != 0.0:
-        raise NotImplementedError(f"softcap: got {softcap}; soft-capping is not there yet, accepted is 0")
+    check_window("window_size", window_size)
+    check_softcap("softcap", softcap)
     if alibi_slopes is not None:
         raise NotImplementedError("alibi_slopes: got a value; ALiBi is not there yet, accepted is None")
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -136,11 +135,3 @@ def scaled_dot_product_attention(
     resolved = resolve_scale("scale", scale, query)
     out, _ = attention(query, key, value, resolved, 0 if is_causal else None, input_precision, forced)
     return out
-
-
-def _check_window(name: str, value: object) -> None:
-    is_pair = isinstance(value, tuple | list) and len(value) == 2
-    if not is_pair or any(isinstance(side, bool) or not isinstance(side, int) for side in value):
-        raise TypeError(f"{name}: got {value!r}, accepted are pairs of integers")
-    if tuple(value) != (-1, -1):
-        raise NotImplementedError(f"{name}: got {tuple(value)}; sliding windows are not there yet, accepted is (-1, -1)")

@@ -17,9 +17,9 @@ class TileConfig:
     """Block sizes and launch options of one kernel.
 
     Attributes:
-        block_m: query rows of a tile, a power of two of at least 16.
-        block_n: keys of a tile, a power of two of at least 16.
-        num_warps: warps of a program, a power of two.
+        block_m: query rows of a tile, a power of two from 16 to 1024.
+        block_n: keys of a tile, a power of two from 16 to 1024.
+        num_warps: warps of a program, a power of two up to 32.
         num_stages: stages of the software pipeline.
 
     Raises:
@@ -33,12 +33,15 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         smallest = {"block_m": 16, "block_n": 16, "num_warps": 1, "num_stages": 1}
+        largest = {"block_m": 1024, "block_n": 1024, "num_warps": 32}  # Triton's largest tensor; CUDA's largest block
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{field.name}: got {value!r} of type {type(value).__name__}, accepted are integers")
             if value < smallest[field.name]:
                 raise ValueError(f"{field.name}: got {value}, accepted are integers of at least {smallest[field.name]}")
+            if value > largest.get(field.name, value):
+                raise ValueError(f"{field.name}: got {value}, accepted are integers of at most {largest[field.name]}")
             if field.name != "num_stages" and value & (value - 1):
                 raise ValueError(f"{field.name}: got {value}, accepted are powers of two")
 
@@ -51,11 +54,20 @@ class Tiles:
         forward: out and lse; a program owns block_m query rows.
         dkdv: dK and dV; a program owns block_n keys.
         dq: dQ; a program owns block_m query rows.
+
+    Raises:
+        TypeError: if a field is no `TileConfig`.
     """
 
     forward: TileConfig
     dkdv: TileConfig
     dq: TileConfig
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, TileConfig):
+                raise TypeError(f"{field.name}: got {value!r} of type {type(value).__name__}, accepted are TileConfigs")
 
     def flatten(self) -> list[int]:
         """Twelve integers, for an operator's schema; `unflatten` gives the tiles back."""

@@ -1,6 +1,8 @@
 """Validation of arguments: what is wrong is said before anything is launched, with the argument, what came and what is accepted."""
 
 import math
+import numbers
+import reprlib
 
 import torch
 
@@ -19,29 +21,39 @@ SCALE_RANGE = {
 """Magnitudes of a nonzero scale: it and its product with log2(e) must be normal numbers of the accumulator's format."""
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return ", ".join(_name(dtype) for dtype in dtypes)
+
+
+def _shown(value: object) -> str:
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
 def check_tensors(named: dict[str, torch.Tensor]) -> None:
     """Type, rank, dtype and device of q, k and v, in the order given; the first one sets the standard.
 
     Raises:
-        TypeError: if one is no dense tensor or has a dtype that is not accepted.
-        ValueError: if ranks, dtypes or devices are wrong or differ.
+        TypeError: if one is no dense tensor, has a dtype that is not accepted, or dtypes differ.
+        ValueError: if ranks or devices are wrong or differ.
     """
     first_name, first = next(iter(named.items()))
     for name, x in named.items():
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name}: got {type(x).__name__}, accepted is a torch.Tensor")
+        if x.is_nested:
+            raise TypeError(f"{name}: got a nested tensor, accepted are dense tensors (torch.strided)")
         if x.layout != torch.strided:
             raise TypeError(f"{name}: got a tensor of layout {x.layout}, accepted are dense tensors (torch.strided)")
         if x.dtype not in DTYPES:
-            raise TypeError(f"{name}: got dtype {str(x.dtype).removeprefix('torch.')}, accepted are {_names(DTYPES)}")
+            raise TypeError(f"{name}: got dtype {_name(x.dtype)}, accepted are {_names(DTYPES)}")
         if x.dim() != 4:
             raise ValueError(f"{name}: got {x.dim()} dimensions, shape {tuple(x.shape)}, accepted are 4 dimensions")
         if x.dtype != first.dtype:
-            raise ValueError(f"{name}: got dtype {x.dtype}, accepted is {first_name}'s, {first.dtype}")
+            raise TypeError(f"{name}: got dtype {_name(x.dtype)}, accepted is {first_name}'s, {_name(first.dtype)}")
         if x.device != first.device:
             raise ValueError(f"{name}: got a tensor on {x.device}, accepted is {first_name}'s device, {first.device}")
     if not (first.is_cuda or (INTERPRETED and first.device.type == "cpu")):
@@ -80,13 +92,22 @@ def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, names: tuple
 def check_bool(name: str, value: object) -> None:
     """Raise TypeError unless the value is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, accepted are True and False")
+        raise TypeError(f"{name}: got {_shown(value)}, accepted are True and False")
 
 
 def check_real(name: str, value: object) -> None:
-    """Raise TypeError unless the value is a real Python number (bool excluded)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, accepted are real numbers")
+    """Raise unless the value is a real number: of Python, of NumPy, or a symbol of a traced graph; a bool is none.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is too large for a float64.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{name}: got {_shown(value)}, accepted are real numbers")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: got a number too large for a float64, accepted are real numbers") from None
 
 
 def resolve_scale(name: str, scale: float | None, q: torch.Tensor) -> float:
@@ -99,13 +120,14 @@ def resolve_scale(name: str, scale: float | None, q: torch.Tensor) -> float:
     if scale is None:
         return float(q.shape[3]) ** -0.5
     check_real(name, scale)
+    scale = float(scale)
     if not math.isfinite(scale):
         raise ValueError(f"{name}: got {scale}, accepted are finite numbers and None")
     smallest, largest = SCALE_RANGE[q.dtype]
     if scale != 0.0 and not smallest <= abs(scale) <= largest:
         accepted = f"0 and magnitudes from {smallest:.3g} to {largest:.3g}"
-        raise ValueError(f"{name}: got {scale}, accepted for {str(q.dtype).removeprefix('torch.')} are {accepted}")
-    return float(scale)
+        raise ValueError(f"{name}: got {scale}, accepted for {_name(q.dtype)} are {accepted}")
+    return scale
 
 
 def check_dropout(name: str, value: object) -> None:
@@ -123,10 +145,43 @@ def check_dropout(name: str, value: object) -> None:
         raise NotImplementedError(f"{name}: got {value}; dropout is not there yet, accepted is 0")
 
 
+def check_softcap(name: str, value: object) -> None:
+    """Accept 0 alone for now.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is negative or not finite.
+        NotImplementedError: if it is a cap above 0.
+    """
+    check_real(name, value)
+    if not 0.0 <= value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name}: got {value}, accepted are 0 and finite positive numbers")
+    if value > 0.0:  # type: ignore[operator]
+        raise NotImplementedError(f"{name}: got {value}; soft-capping is not there yet, accepted is 0")
+
+
+def check_window(name: str, value: object) -> None:
+    """Accept (-1, -1) alone for now.
+
+    Raises:
+        TypeError: if it is no pair of integers.
+        ValueError: if a side is below -1.
+        NotImplementedError: if a side is 0 or more.
+    """
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    if not is_pair or any(isinstance(side, bool) or not isinstance(side, int) for side in value):
+        raise TypeError(f"{name}: got {_shown(value)}, accepted are pairs of integers")
+    if any(side < -1 for side in value):
+        raise ValueError(f"{name}: got {tuple(value)}, accepted are sides of -1 (unlimited), 0 or more")
+    if tuple(value) != (-1, -1):
+        missing = "sliding windows are not there yet"
+        raise NotImplementedError(f"{name}: got {tuple(value)}; {missing}, accepted is (-1, -1)")
+
+
 def check_precision(name: str, value: object) -> None:
     """Raise unless the value names a precision of float32 products."""
     if not isinstance(value, str):
-        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, accepted are {' and '.join(PRECISIONS)}")
+        raise TypeError(f"{name}: got {_shown(value)}, accepted are {' and '.join(PRECISIONS)}")
     if value not in PRECISIONS:
         raise ValueError(f"{name}: got {value!r}, accepted are {' and '.join(PRECISIONS)}")
 

@@ -1,0 +1,213 @@
+"""Calls that the public functions refuse, and the table of what they say: `python -m tests.kernels.bad_input`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class BadCall:
+    """A refused call.
+
+    Attributes:
+        source: the call; `q`, `k`, `v` are good float32 tensors of shape (2, 3, 4, 8), `x(...)` one of another shape.
+        error: the exception that it must raise.
+        words: what the message must contain: the argument, what came, what is accepted.
+    """
+
+    source: str
+    error: type[Exception]
+    words: tuple[str, ...]
+
+    def run(self, device: torch.device) -> None:
+        """Execute the call on a device."""
+        eval(self.source, namespace(device))
+
+
+def namespace(device: torch.device) -> dict[str, object]:
+    """The names that a call may use."""
+    import numpy
+    from flashverify_kernels import TileConfig, Tiles, flash_attn_func, scaled_dot_product_attention
+
+    def x(*shape: int) -> torch.Tensor:
+        return torch.ones(shape, device=device)
+
+    names: dict[str, Callable[..., object]] = {
+        "flash": flash_attn_func, "sdpa": scaled_dot_product_attention, "TileConfig": TileConfig, "Tiles": Tiles,
+    }  # fmt: skip
+    q, k, v = (x(2, 3, 4, 8) for _ in range(3))
+    return {**names, "x": x, "q": q, "k": k, "v": v, "torch": torch, "numpy": numpy}
+
+
+def _rows(error: type[Exception], *rows: tuple[str, tuple[str, ...]]) -> tuple[BadCall, ...]:
+    return tuple(BadCall(source, error, words) for source, words in rows)
+
+
+_FLOATS = "float16, bfloat16, float32, float64"
+_DENSE = "dense tensors"
+
+TYPES = _rows(
+    TypeError,
+    ("flash(None, k, v)", ("q: got NoneType", "torch.Tensor")),
+    ("flash(q, [[1.0]], v)", ("k: got list", "torch.Tensor")),
+    ("flash(q, k, v.cpu().numpy())", ("v: got ndarray", "torch.Tensor")),
+    ("sdpa(None, k, v)", ("query: got NoneType", "torch.Tensor")),
+    ("sdpa(q, k, 1.0)", ("value: got float", "torch.Tensor")),
+    ("flash(q.to_sparse(), k, v)", ("q: got", "sparse_coo", _DENSE)),
+    ("flash(q, torch.nested.nested_tensor([x(4, 4, 8), x(3, 4, 8)]), v)", ("k: got a nested tensor", _DENSE)),
+    ("flash(q.int(), k, v)", ("q: got dtype int32", _FLOATS)),
+    ("flash(q, k.bool(), v)", ("k: got dtype bool", _FLOATS)),
+    ("flash(q.to(torch.complex64), k, v)", ("q: got dtype complex64", _FLOATS)),
+    ("sdpa(q, k, v.to(torch.float8_e4m3fn))", ("value: got dtype float8_e4m3fn", _FLOATS)),
+    ("flash(q, k.half(), v)", ("k: got dtype float16", "q's, float32")),
+    ("flash(q.half(), k.half(), v.bfloat16())", ("v: got dtype bfloat16", "q's, float16")),
+    ("sdpa(q.double(), k, v)", ("key: got dtype float32", "query's, float64")),
+    ("flash(q, k, v, softmax_scale='0.5')", ("softmax_scale: got '0.5' of type str", "real numbers")),
+    ("flash(q, k, v, softmax_scale=True)", ("softmax_scale: got True of type bool", "real numbers")),
+    ("flash(q, k, v, softmax_scale=torch.tensor(0.5))", ("softmax_scale: got", "of type Tensor", "real numbers")),
+    ("sdpa(q, k, v, scale=1j)", ("scale: got 1j of type complex", "real numbers")),
+    ("sdpa(q, k, v, scale=numpy.ones(1))", ("scale: got", "of type ndarray", "real numbers")),
+    ("flash(q, k, v, causal=1)", ("causal: got 1 of type int", "True and False")),
+    ("flash(q, k, v, causal=None)", ("causal: got None of type NoneType", "True and False")),
+    ("flash(q, k, v, deterministic='yes')", ("deterministic: got 'yes' of type str", "True and False")),
+    ("flash(q, k, v, return_attn_probs=2)", ("return_attn_probs: got 2 of type int", "True and False")),
+    ("sdpa(q, k, v, is_causal=0)", ("is_causal: got 0 of type int", "True and False")),
+    ("sdpa(q, k, v, enable_gqa=numpy.array(True))", ("enable_gqa: got array(True) of type ndarray", "True and False")),
+    ("flash(q, k, v, dropout_p='x')", ("dropout_p: got 'x' of type str", "real numbers")),
+    ("flash(q, k, v, dropout_p=None)", ("dropout_p: got None of type NoneType", "real numbers")),
+    ("flash(q, k, v, dropout_p=False)", ("dropout_p: got False of type bool", "real numbers")),
+    ("flash(q, k, v, softcap='30')", ("softcap: got '30' of type str", "real numbers")),
+    ("flash(q, k, v, softcap=None)", ("softcap: got None of type NoneType", "real numbers")),
+    ("flash(q, k, v, window_size=128)", ("window_size: got 128 of type int", "pairs of integers")),
+    ("flash(q, k, v, window_size=(1, 2, 3))", ("window_size: got (1, 2, 3)", "pairs of integers")),
+    ("flash(q, k, v, window_size=(-1.0, -1.0))", ("window_size: got (-1.0, -1.0)", "pairs of integers")),
+    ("flash(q, k, v, window_size=None)", ("window_size: got None", "pairs of integers")),
+    ("flash(q, k, v, input_precision=32)", ("input_precision: got 32 of type int", "ieee and tf32")),
+    ("sdpa(q, k, v, input_precision=None)", ("input_precision: got None", "ieee and tf32")),
+    ("flash(q, k, v, tiles={'forward': (16, 16)})", ("tiles: got dict", "Tiles and None")),
+    ("sdpa(q, k, v, tiles=(16, 16))", ("tiles: got tuple", "Tiles and None")),
+    ("flash(q, k, v, tiles=TileConfig(16, 16))", ("tiles: got TileConfig", "Tiles and None")),
+    ("TileConfig(True, 16)", ("block_m: got True of type bool", "integers")),
+    ("TileConfig(16, 1.5)", ("block_n: got 1.5 of type float", "integers")),
+    ("TileConfig(16, 16, num_warps=None)", ("num_warps: got None of type NoneType", "integers")),
+    ("Tiles((16, 16), (16, 16), (16, 16))", ("forward: got (16, 16) of type tuple", "TileConfig")),
+    ("Tiles(TileConfig(16, 16), TileConfig(16, 16), None)", ("dq: got None of type NoneType", "TileConfig")),
+    (
+        "flash(q, k, v, 0.0, None, False, (-1, -1), 0.0, None, False, False, 'ieee')",
+        ("flash_attn_func()", "positional arguments", "12"),
+    ),
+    ("sdpa(q, k, v, None, 0.0, False, None, False, 'ieee')", ("scaled_dot_product_attention()", "positional", "9")),
+    ("flash(q, k, v, scale=1.0)", ("flash_attn_func()", "unexpected keyword argument 'scale'")),
+    ("sdpa(q, k)", ("scaled_dot_product_attention()", "missing", "'value'")),
+)
+
+VALUES = _rows(
+    ValueError,
+    ("flash(q[0], k, v)", ("q: got 3 dimensions, shape (3, 4, 8)", "4 dimensions")),
+    ("flash(q, k[None], v)", ("k: got 5 dimensions", "4 dimensions")),
+    ("sdpa(q, k, x())", ("value: got 0 dimensions, shape ()", "4 dimensions")),
+    ("flash(q.to('meta'), k.to('meta'), v.to('meta'))", ("q: got a tensor on meta", "CUDA device")),
+    ("flash(q, k.to('meta'), v)", ("k: got a tensor on meta", "q's device")),
+    ("sdpa(q, k, v.to('meta'))", ("value: got a tensor on meta", "query's device")),
+    ("flash(x(2, 3, 4, 0), x(2, 3, 4, 0), x(2, 3, 4, 0))", ("q: got head size 0", "from 1 to 256")),
+    ("flash(x(1, 1, 1, 257), x(1, 1, 1, 257), x(1, 1, 1, 257))", ("q: got head size 257", "from 1 to 256")),
+    ("sdpa(x(1, 1, 1, 512), k, v)", ("query: got head size 512", "from 1 to 256")),
+    ("flash(q, x(2, 3, 4, 16), v)", ("k: got head size 16", "q's, 8")),
+    ("sdpa(q, x(2, 3, 4, 7), v)", ("key: got head size 7", "query's, 8")),
+    ("flash(q, x(1, 3, 4, 8), v)", ("k: got batch size 1", "q's, 2")),
+    ("flash(q, k, x(3, 3, 4, 8))", ("v: got batch size 3", "q's, 2")),
+    ("flash(q, k, x(2, 5, 4, 8))", ("v: got sequence length 5", "k's, 3")),
+    ("sdpa(q, k, x(2, 3, 5, 8))", ("value: got sequence length 5", "key's, 4")),
+    ("flash(q, k, x(2, 3, 2, 8))", ("v: got 2 heads", "k's number, 4")),
+    ("flash(q, x(2, 3, 3, 8), x(2, 3, 3, 8))", ("k: got 3 heads", "divisor", "4")),
+    ("flash(q, x(2, 3, 8, 8), x(2, 3, 8, 8))", ("k: got 8 heads", "divisor", "4")),
+    ("flash(q, x(2, 3, 0, 8), x(2, 3, 0, 8))", ("k: got 0 heads", "divisor", "4")),
+    ("sdpa(x(2, 4, 3, 8), x(2, 2, 3, 8), x(2, 2, 3, 8))", ("key: got 2 heads", "query's number, 4", "enable_gqa=True")),
+    ("sdpa(x(2, 4, 3, 8), x(2, 3, 3, 8), x(2, 3, 3, 8), enable_gqa=True)", ("key: got 3 heads", "divisor", "4")),
+    ("flash(q, k, v, softmax_scale=float('nan'))", ("softmax_scale: got nan", "finite numbers and None")),
+    ("flash(q, k, v, softmax_scale=float('inf'))", ("softmax_scale: got inf", "finite numbers and None")),
+    ("sdpa(q, k, v, scale=-float('inf'))", ("scale: got -inf", "finite numbers and None")),
+    ("flash(q, k, v, softmax_scale=3e38)", ("softmax_scale: got 3e+38", "float32", "magnitudes from 1.18e-38 to")),
+    ("sdpa(q.half(), k.half(), v.half(), scale=-1e39)", ("scale: got -1e+39", "float16", "magnitudes")),
+    ("sdpa(q, k, v, scale=1e-40)", ("scale: got 1e-40", "float32", "0 and magnitudes from 1.18e-38")),
+    ("sdpa(q.double(), k.double(), v.double(), scale=1e308)", ("scale: got 1e+308", "float64", "to 8.99e+307")),
+    ("sdpa(q.double(), k.double(), v.double(), scale=5e-324)", ("scale: got 5e-324", "float64", "from 2.23e-308")),
+    ("flash(q, k, v, softmax_scale=10**5000)", ("softmax_scale: got a number too large", "real numbers")),
+    ("flash(q, k, v, dropout_p=-0.1)", ("dropout_p: got -0.1", "from 0 to below 1")),
+    ("flash(q, k, v, dropout_p=1.0)", ("dropout_p: got 1.0", "from 0 to below 1")),
+    ("sdpa(q, k, v, dropout_p=float('nan'))", ("dropout_p: got nan", "from 0 to below 1")),
+    ("flash(q, k, v, softcap=-1.0)", ("softcap: got -1.0", "finite positive numbers")),
+    ("flash(q, k, v, softcap=float('nan'))", ("softcap: got nan", "finite positive numbers")),
+    ("flash(q, k, v, window_size=(-2, 0))", ("window_size: got (-2, 0)", "-1 (unlimited), 0 or more")),
+    ("flash(q, k, v, input_precision='tf32x3')", ("input_precision: got 'tf32x3'", "ieee and tf32")),
+    ("sdpa(q, k, v, input_precision='')", ("input_precision: got ''", "ieee and tf32")),
+    ("TileConfig(0, 16)", ("block_m: got 0", "at least 16")),
+    ("TileConfig(16, 8)", ("block_n: got 8", "at least 16")),
+    ("TileConfig(-16, 16)", ("block_m: got -16", "at least 16")),
+    ("TileConfig(48, 16)", ("block_m: got 48", "powers of two")),
+    ("TileConfig(16, 16, num_warps=3)", ("num_warps: got 3", "powers of two")),
+    ("TileConfig(16, 16, num_warps=0)", ("num_warps: got 0", "at least 1")),
+    ("TileConfig(16, 16, num_stages=0)", ("num_stages: got 0", "at least 1")),
+    ("TileConfig(2048, 16)", ("block_m: got 2048", "at most 1024")),
+    ("TileConfig(16, 16, num_warps=64)", ("num_warps: got 64", "at most 32")),
+)
+
+NOT_THERE_YET = _rows(
+    NotImplementedError,
+    ("flash(q, k, x(2, 3, 4, 16))", ("v: got head size 16", "k's, 8", "not there yet")),
+    ("sdpa(q, k, x(2, 3, 4, 4))", ("value: got head size 4", "key's, 8", "not there yet")),
+    ("flash(q, k, v, dropout_p=0.5)", ("dropout_p: got 0.5", "accepted is 0")),
+    ("sdpa(q, k, v, dropout_p=0.1)", ("dropout_p: got 0.1", "accepted is 0")),
+    ("flash(q, k, v, window_size=(128, 0))", ("window_size: got (128, 0)", "accepted is (-1, -1)")),
+    ("flash(q, k, v, window_size=[-1, 0])", ("window_size: got (-1, 0)", "accepted is (-1, -1)")),
+    ("flash(q, k, v, softcap=30.0)", ("softcap: got 30.0", "accepted is 0")),
+    ("flash(q, k, v, alibi_slopes=x(4))", ("alibi_slopes: got", "accepted is None")),
+    ("sdpa(q, k, v, attn_mask=x(4, 4).bool())", ("attn_mask: got", "accepted is None")),
+)
+
+BAD_CALLS = TYPES + VALUES + NOT_THERE_YET
+
+_HEADING = """# Bad input: what the kernels' public functions refuse
+
+`q`, `k`, `v` are good float32 tensors of shape (2, 3, 4, 8), `x(*shape)` is one of another shape; `flash` is
+`flash_attn_func`, `sdpa` is `scaled_dot_product_attention`. Every call is refused before anything is launched. The
+table is printed by `python -m tests.kernels.bad_input`, and the tests compare it with what the functions raise.
+
+| # | call | error | message |
+|--:|---|---|---|
+"""
+
+
+def message_of(call: BadCall, device: torch.device) -> tuple[str, str]:
+    """The name of the exception that a call raises, and its message, with the device as cpu.
+
+    Raises:
+        AssertionError: if it raises nothing.
+    """
+    try:
+        call.run(device)
+    except Exception as error:
+        return type(error).__name__, str(error).replace(str(device), "cpu")
+    raise AssertionError(f"{call.source} was not refused")
+
+
+def table(device: torch.device) -> str:
+    """The calls with the error that each of them gets, as Markdown."""
+    rows = []
+    for number, call in enumerate(BAD_CALLS, 1):
+        error, message = message_of(call, device)
+        line = " ".join(message.split()).replace("|", r"\|")
+        rows.append(f"| {number} | `{call.source}` | {error} | {line} |\n")
+    return _HEADING + "".join(rows)
+
+
+if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    sys.path.insert(0, "kernels")
+    sys.stdout.write(table(torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda:0")))
