@@ -1,0 +1,1 @@
+"""Adapters: kernels to examine, behind one protocol. Ours is one among several."""

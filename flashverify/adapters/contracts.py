@@ -1,0 +1,70 @@
+"""Numerical contracts by device: what a FlashAttention kernel compiled for it may be held to.
+
+Sources of the figures: tensor cores, Khattak and Mikaitis (arXiv 2512.07004); exponential, logarithm and division, the PTX ISA
+(ex2.approx: 2 ulp from the correctly rounded value, so 2.5 from the true one; lg2.approx: 2^-22 absolute near 1; div.full: 2 ulp).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flashverify.numerics.contract import AnyOrder, Contract, TensorCore
+from flashverify.numerics.formats import FP32, FP64, FORMATS, TF32
+
+EXP2_ULPS = 2.5
+LOG2_ULPS = 2.0
+LOG2_ABSOLUTE = 2.0**-22
+DIVISION_ULPS = 2.0
+
+TENSOR_CORES = {(9, 0): TensorCore(block=16, extra_bits=2), (8, 0): TensorCore(block=8, extra_bits=1)}
+"""Half-precision tensor cores by compute capability, as far as they are published."""
+
+UNKNOWN_TENSOR_CORE = TensorCore(block=4, extra_bits=0)
+"""For any other device: the coarsest of the published models (Volta's blocks of four, no extra bits)."""
+
+TF32_BLOCK = {16: 8, 8: 4, 4: 4}
+"""Products of a tf32 step, by those of a half-precision step of the same tensor core."""
+
+
+def tensor_core(device: torch.device) -> TensorCore:
+    """The half-precision tensor core of a CUDA device."""
+    return TENSOR_CORES.get(torch.cuda.get_device_capability(device), UNKNOWN_TENSOR_CORE)
+
+
+def flash_attention(
+    dtype: str, device: torch.device, *, block_q: int | None, block_k: int | None, tf32: bool = False, **stated: object
+) -> Contract:
+    """The contract of a FlashAttention kernel: P and dS rounded to the dtype of the inputs, sums in float32.
+
+    Args:
+        dtype: short name of the case's dtype.
+        device: a CUDA device, or cpu for Triton's interpreter, whose products are numpy's.
+        block_q: query rows of a tile in the walk over queries, None if unknown.
+        block_k: keys of a tile in the walk over keys, None if unknown.
+        tf32: whether float32 products round their operands to tf32.
+        stated: further fields of `Contract` that the kernel states.
+    """
+    storage = FORMATS[dtype]
+    accumulator = FP64 if dtype == "fp64" else FP32
+    is_half = dtype in {"fp16", "bf16"}
+    dot: TensorCore | AnyOrder = AnyOrder()
+    if device.type == "cuda" and (is_half or tf32):
+        dot = tensor_core(device)
+        if tf32:
+            dot = TensorCore(TF32_BLOCK[dot.block], dot.extra_bits)
+    fields = {
+        "storage": storage,
+        "accumulator": accumulator,
+        "dot": dot,
+        "operand": TF32 if tf32 else None,
+        "probability": storage if is_half else None,
+        "score_gradient": storage if is_half else None,
+        "exp2_ulps": EXP2_ULPS,
+        "log2_ulps": LOG2_ULPS,
+        "log2_absolute": 0.0 if dtype == "fp64" else LOG2_ABSOLUTE,
+        "division_ulps": DIVISION_ULPS,
+        "flushes_subnormals": dtype != "fp64",
+        "block_q": block_q,
+        "block_k": block_k,
+    }
+    return Contract(**(fields | stated))  # type: ignore[arg-type]

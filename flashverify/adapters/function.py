@@ -1,0 +1,83 @@
+"""Bring your own kernel: any differentiable function with the signature of torch's scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashverify.adapters.autograd import differentiate
+from flashverify.adapters.contracts import flash_attention
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.contract import Contract
+
+
+class FunctionKernel:
+    """A function `f(query, key, value, *, is_causal, scale, enable_gqa)` on (B,H,N,D) tensors, aligned top-left if causal.
+
+    It returns out, or (out, lse) with lse (B,H,N) in natural units. If it has an attribute `numerical_contract`, a callable from
+    (case, device) to `Contract`, that is its contract; otherwise that of a FlashAttention kernel with tiles of 16 keys is assumed,
+    the finest that tensor cores allow.
+    """
+
+    def __init__(self, path: str, device: torch.device) -> None:
+        """Import the function.
+
+        Args:
+            path: "package.module:function".
+            device: where it runs.
+
+        Raises:
+            ValueError: if there is no such function; the message says which part is missing.
+        """
+        module_name, _, attribute = path.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ValueError(f"kernel: got {path!r}; module {module_name!r} can't be imported: {error}") from error
+        function = getattr(module, attribute, None)
+        if not callable(function):
+            raise ValueError(f"kernel: got {path!r}; {module_name!r} has no function {attribute!r}")
+        self.name = path
+        self.device = device
+        self.sources: Path | None = None
+        self.returns_lse = bool(getattr(function, "returns_lse", False))
+        self._function: Callable[..., Any] = function
+
+    def declines(self, case: AttentionCase) -> str | None:
+        """Bottom-right causal masks with Nq != Nk have no place in the signature; dlse needs an lse; empty sizes are exotic."""
+        if case.mask == "causal" and case.seqlen_q != case.seqlen_k:
+            return "bottom-right causal mask with seqlen_q != seqlen_k"
+        if case.lse_grad and not self.returns_lse:
+            return "gradient of lse"
+        return None
+
+    def contract(self, case: AttentionCase) -> Contract:
+        """The function's own `numerical_contract`, or the assumed one."""
+        stated = getattr(self._function, "numerical_contract", None)
+        if stated is not None:
+            contract: Contract = stated(case, self.device)
+            return contract
+        return flash_attention(case.dtype, self.device, block_q=16, block_k=16)
+
+    def configuration(self, case: AttentionCase) -> dict[str, str]:
+        """Whether the contract is the function's own or assumed."""
+        del case
+        return {"contract": "stated" if hasattr(self._function, "numerical_contract") else "assumed"}
+
+    def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
+        """Forward and backward; see `Kernel.run`."""
+
+        def attention(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            returned = self._function(
+                q, k, v, is_causal=case.mask != "full", scale=case.scale, enable_gqa=case.group_size > 1
+            )
+            return returned if isinstance(returned, tuple) else (returned, None)
+
+        return differentiate(attention, inputs)

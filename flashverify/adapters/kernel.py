@@ -1,0 +1,48 @@
+"""The protocol of a kernel under examination."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.contract import Contract
+
+
+class Kernel(Protocol):
+    """A kernel under examination: an adapter around any callable.
+
+    Attributes:
+        name: what the user asked for, and reports show.
+        device: where its tensors live.
+        returns_lse: whether its lse is its own; otherwise lse is NaN, and nothing that needs it is checked.
+        sources: folder of the package that holds its source, to be hashed for the record, or None.
+    """
+
+    name: str
+    device: torch.device
+    returns_lse: bool
+    sources: Path | None
+
+    def declines(self, case: AttentionCase) -> str | None:
+        """Why the kernel does not take the case (the feature that it lacks), or None."""
+
+    def contract(self, case: AttentionCase) -> Contract:
+        """What the kernel states about its arithmetic on this case."""
+
+    def configuration(self, case: AttentionCase) -> dict[str, str]:
+        """How the kernel runs the case (tile sizes and the like), for the record."""
+
+    def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
+        """Forward and backward: out, lse, and the gradients that the cotangents in `inputs` give.
+
+        Args:
+            case: the case.
+            inputs: laid out as the case says, on `device`, in the dtype of `case`.
+
+        Returns:
+            Outputs in the kernel's own dtypes, logical shapes B,H,N,D.
+        """

@@ -1,0 +1,28 @@
+"""Kernels by name."""
+
+from __future__ import annotations
+
+import torch
+
+from flashverify.adapters.function import FunctionKernel
+from flashverify.adapters.kernel import Kernel
+from flashverify.adapters.triton import TritonKernel
+
+ACCEPTED = "triton, and package.module:function"
+
+
+def load(name: str, device: torch.device) -> Kernel:
+    """The kernel of that name.
+
+    Args:
+        name: "triton" (ours), or "package.module:function" (any function with the signature of torch's SDPA).
+        device: where it runs.
+
+    Raises:
+        ValueError: if there is no kernel of that name.
+    """
+    if name == "triton":
+        return TritonKernel(device)
+    if ":" in name:
+        return FunctionKernel(name, device)
+    raise ValueError(f"kernel: got {name!r}, accepted are {ACCEPTED}")

@@ -1,0 +1,85 @@
+"""Our Triton kernels, through their public function where it returns lse, else through the operator behind both."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from flashverify.adapters.autograd import differentiate
+from flashverify.adapters.contracts import flash_attention
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.semantics import causal_offset
+from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.contract import Contract
+from flashverify.numerics.formats import TORCH_DTYPES
+
+PACKAGE = "flashverify_kernels"
+
+
+class TritonKernel:
+    """The package `flashverify_kernels`, or a copy of it under another name."""
+
+    returns_lse = True
+
+    def __init__(self, device: torch.device, name: str = "triton", package: str = PACKAGE) -> None:
+        """Import the package.
+
+        Args:
+            device: a CUDA device, or cpu if TRITON_INTERPRET=1 was set before the package is first imported.
+            name: what reports call it.
+            package: the package's import name.
+        """
+        self.name = name
+        self.device = device
+        self._package: ModuleType = importlib.import_module(package)
+        self.sources: Path | None = None if self._package.__file__ is None else Path(self._package.__file__).parent
+        self._tables: ModuleType = importlib.import_module(f"{package}.tiles")
+        self._operators: ModuleType = importlib.import_module(f"{package}.ops")
+
+    def declines(self, case: AttentionCase) -> str | None:
+        """None: every case of today's features is taken."""
+        del case
+        return None
+
+    def contract(self, case: AttentionCase) -> Contract:
+        """Sums in float32 (float64), P and dS rounded to the inputs' dtype, keys walked from the left in tiles."""
+        tiles = self._tiles(case)
+        return flash_attention(
+            case.dtype, self.device, block_q=tiles.dkdv.block_m, block_k=tiles.forward.block_n, **self._exponents
+        )
+
+    def configuration(self, case: AttentionCase) -> dict[str, str]:
+        """Architecture and tile configurations."""
+        tiles = self._tiles(case)
+        described = {"table": self._tables.architecture(self.device)}
+        for kernel in ("forward", "dkdv", "dq"):
+            tile = getattr(tiles, kernel)
+            described[kernel] = f"{tile.block_m}x{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"
+        return described
+
+    def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
+        """Forward and backward; see `Kernel.run`."""
+
+        def through_function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            out, lse, _ = self._package.flash_attn_func(
+                *(x.transpose(1, 2) for x in (q, k, v)),
+                softmax_scale=case.scale,
+                causal=case.mask == "causal",
+                return_attn_probs=True,
+            )
+            return out.transpose(1, 2), lse
+
+        def through_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            # The SDPA drop-in, which aligns top-left, returns no lse.
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, causal_offset(case), "ieee", None)
+            return out, lse
+
+        return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
+
+    _exponents: dict[str, object] = {}
+
+    def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the package is imported late
+        return self._tables.tiles_for(self.device, TORCH_DTYPES[case.dtype], case.head_dim, case.mask != "full")

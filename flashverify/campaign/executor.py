@@ -1,0 +1,81 @@
+"""The executor: spreads cases over spawned worker processes, and answers for each of them with one record.
+
+Workers are spawned, never forked: a CUDA context does not survive a fork. A worker that dies or runs out of time costs the case
+that it worked on, which becomes inconclusive; a fresh process takes its place.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+import torch
+from pebble import ProcessExpired, ProcessPool
+
+from flashverify.campaign.worker import RETIRED, KernelFactory, examine, lost
+from flashverify.cases.case import AttentionCase
+from flashverify.records.measurement import CaseRecord
+
+
+def _start(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def execute(
+    cases: Iterable[AttentionCase],
+    kernel_name: str,
+    device: str,
+    factory: KernelFactory,
+    checks: tuple[str, ...],
+    *,
+    workers: int,
+    timeout: float,
+    on_record: Callable[[CaseRecord], None],
+) -> None:
+    """Examine the cases in worker processes and hand over each record as it comes.
+
+    Args:
+        cases: the cases, in the order in which they are to start.
+        kernel_name: the kernel, as the factory knows it.
+        device: "cuda" or "cpu".
+        factory: makes the kernel in a worker.
+        checks: names of the checks.
+        workers: number of processes.
+        timeout: seconds that one case may take.
+        on_record: called once a case, in this process.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(max_workers=workers, context=context, initializer=_start, initargs=(1,)) as pool:
+        waiting: dict[Future[CaseRecord], tuple[str, float]] = {}
+
+        def submit(case_id: str) -> None:
+            arguments = [case_id, kernel_name, device, factory, checks]
+            waiting[pool.schedule(examine, args=arguments, timeout=timeout)] = (case_id, time.perf_counter())
+
+        try:
+            for case in cases:
+                submit(case.id)
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    case_id, started = waiting.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        on_record(future.result())
+                    elif isinstance(error, ProcessExpired) and error.exitcode == RETIRED:
+                        submit(case_id)
+                    else:
+                        on_record(lost(case_id, kernel_name, _explain(error, timeout), time.perf_counter() - started))
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def _explain(error: BaseException, timeout: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"timeout: took more than {timeout:g} s"
+    if isinstance(error, ProcessExpired):
+        return f"worker died with exit code {error.exitcode}"
+    return f"{type(error).__name__}: {error}"

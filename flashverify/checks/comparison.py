@@ -1,0 +1,147 @@
+"""A kernel's tensor beside its truth: the budget decides, the measurement is kept.
+
+    pass:  |value - truth| + radius <= budget        fail:  |value - truth| - radius > budget
+
+for every element; in between, the oracle is not sharp enough to tell. Where budget and radius are both 0 the value must be exact.
+In mode "enclosure" truth ± radius is a rigorous enclosure of the exact value, and what is asked is only that the value lies inside
+it, plus the budget: pass and fail meet at |value - truth| - radius = budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.numerics.formats import Format
+from flashverify.records.measurement import Element, Measurement, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One tensor of a kernel beside what is known of it; all tensors have one shape.
+
+    Attributes:
+        tensor: out, lse, dq, dk or dv.
+        mode: "forward", "modular", "end-to-end" or "enclosure".
+        value: the kernel's, any float dtype.
+        truth: float64.
+        radius: float64, how far the oracle's truth may be from the exact value.
+        budget: float64, the error allowed.
+        format: the format that ulps are counted in.
+    """
+
+    tensor: str
+    mode: str
+    value: torch.Tensor
+    truth: torch.Tensor
+    radius: torch.Tensor
+    budget: torch.Tensor
+    format: Format
+
+    def error(self) -> torch.Tensor:
+        """value - truth in float64; 0 where both are the same infinity, NaN where only one is finite."""
+        value = self.value.double()
+        return torch.where(value == self.truth, 0.0, value - self.truth)
+
+    def ratio(self, error: torch.Tensor) -> torch.Tensor:
+        """error / budget; 0 if both are 0, infinite if the error is not finite or the budget alone is 0."""
+        ratio = torch.where(error <= 0.0, 0.0, error / self.budget)
+        return torch.where(error.isfinite() & ~ratio.isnan(), ratio, torch.inf)
+
+    def beyond_radius(self) -> torch.Tensor:
+        """|error| - radius, at least 0: the part of the error that the oracle's own cannot explain."""
+        return (self.error().abs() - self.radius).clamp(min=0.0)
+
+    def headroom(self) -> torch.Tensor:
+        """(|error| + radius) / budget, elementwise (enclosures: - radius): at most 1 is a pass."""
+        if self.mode == "enclosure":
+            return self.ratio(self.beyond_radius())
+        return self.ratio(self.error().abs() + self.radius)
+
+
+def measure(comparison: Comparison) -> Measurement:
+    """The measurement of one comparison."""
+    value = comparison.value.double()
+    truth = comparison.truth
+    error = comparison.error()
+    size = error.abs()
+    if size.numel() == 0:
+        return _empty(comparison)
+    headroom = comparison.headroom()
+    beyond_radius = comparison.beyond_radius()
+    certain = comparison.ratio(beyond_radius)
+    ulps = error / comparison.format.ulp(torch.where(truth.isfinite(), truth, 0.0))
+    largest_truth = float(torch.where(truth.isfinite(), truth, 0.0).abs().max())
+    worst = int(headroom.argmax())
+    worst_ulp = int(torch.where(ulps.isnan(), torch.inf, ulps.abs()).argmax())
+
+    def element(flat: int) -> Element:
+        index = torch.unravel_index(torch.tensor(flat), size.shape)
+        return Element(
+            index=tuple(int(i) for i in index),
+            value=float(value.reshape(-1)[flat]),
+            truth=float(truth.reshape(-1)[flat]),
+            budget=float(comparison.budget.reshape(-1)[flat]),
+        )
+
+    return Measurement(
+        tensor=comparison.tensor,
+        mode=comparison.mode,
+        elements=size.numel(),
+        max_error=float(size.max()),
+        max_ulp=float(ulps.abs().max()),
+        rms_error=float(error.square().mean().sqrt()),
+        rms_ulp=float(ulps.square().mean().sqrt()),
+        bias_ulp=float((ulps * truth.sign()).mean()),
+        headroom=float(headroom.max()),
+        certain_excess=float(certain.max()),
+        max_relative=float(beyond_radius.max()) / largest_truth if largest_truth else 0.0,
+        violations=int((certain > 1.0).sum()),
+        worst=element(worst),
+        worst_ulp=element(worst_ulp),
+    )
+
+
+def _empty(comparison: Comparison) -> Measurement:
+    return Measurement(
+        tensor=comparison.tensor,
+        mode=comparison.mode,
+        elements=0,
+        max_error=0.0,
+        max_ulp=0.0,
+        rms_error=0.0,
+        rms_ulp=0.0,
+        bias_ulp=0.0,
+        headroom=0.0,
+        certain_excess=0.0,
+        max_relative=0.0,
+        violations=0,
+        worst=None,
+        worst_ulp=None,
+    )
+
+
+def judge(measurements: list[Measurement]) -> tuple[Verdict, str]:
+    """Verdict and reason of some measurements: the worst of each tensor's."""
+    failed = [m for m in measurements if m.violations]
+    if failed:
+        worst = max(failed, key=lambda m: m.certain_excess)
+        return Verdict.FAIL, _explain(worst, failed)
+    unclear = [m for m in measurements if not m.headroom <= 1.0]
+    if unclear:
+        worst = max(unclear, key=lambda m: m.headroom)
+        return Verdict.INCONCLUSIVE, f"oracle not sharp enough: {worst.tensor} ({worst.mode}) lies within its radius of the budget"
+    return Verdict.PASS, ""
+
+
+def _explain(worst: Measurement, failed: list[Measurement]) -> str:
+    element = worst.worst
+    assert element is not None  # a violation has an element
+    others = ", ".join(f"{m.tensor} ({m.mode})" for m in failed if m is not worst)
+    return (
+        f"{worst.tensor} ({worst.mode}): {worst.violations} of {worst.elements} elements beyond the budget, "
+        f"worst {worst.certain_excess:.3g} times it at {element.index}: "
+        f"value {element.value:.9g}, truth {element.truth:.9g}, budget {element.budget:.3g}"
+        + (f"; also {others}" if others else "")
+    )

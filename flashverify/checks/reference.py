@@ -1,0 +1,64 @@
+"""What the float64 oracle says of a case: truth, its own radius, and the kernel's budget, for every tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.cases.tensors import Outputs
+from flashverify.checks.examination import Examination
+from flashverify.numerics.contract import ORACLE_FLOAT64
+from flashverify.numerics.hard import backward_budget, forward_budget, range_violation
+from flashverify.oracles import tiled
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Truth, radius and budget of a case; each holds one float64 tensor an output.
+
+    Attributes:
+        truth: the float64 oracle's values.
+        radius: how far they may be from the exact ones: the hard budget of the oracle's own contract.
+        budget: the hard budget of the kernel's contract.
+    """
+
+    truth: Outputs
+    radius: Outputs
+    budget: Outputs
+
+    def range_violation(self, examination: Examination) -> str | None:
+        """Why the case is beyond the range of the kernel's formats, or None."""
+        return range_violation(
+            examination.case, examination.inputs, self.truth, self.budget, examination.contract
+        )
+
+
+def end_to_end(examination: Examination) -> Reference:
+    """The case as a function of its inputs alone."""
+    case, inputs, contract = examination.case, examination.inputs, examination.contract
+    out, lse = tiled.forward(case, inputs)
+    budget = forward_budget(case, inputs, out, lse, contract)
+    radius = forward_budget(case, inputs, out, lse, ORACLE_FLOAT64)
+    return Reference(
+        truth=_outputs(out, lse, tiled.backward(case, inputs, out, lse)),
+        radius=_outputs(radius.out, radius.lse, backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, radius)),
+        budget=_outputs(budget.out, budget.lse, backward_budget(case, inputs, out, lse, contract, budget)),
+    )
+
+
+def modular(examination: Examination) -> Reference:
+    """The backward pass as a function of the kernel's own out and lse, which are exact here."""
+    case, inputs, contract = examination.case, examination.inputs, examination.contract
+    out, lse = examination.outputs.out.double(), examination.outputs.lse.double()
+    zero_out, zero_lse = out.new_zeros(out.shape), lse.new_zeros(lse.shape)
+    return Reference(
+        truth=_outputs(out, lse, tiled.backward(case, inputs, out, lse)),
+        radius=_outputs(zero_out, zero_lse, backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, None)),
+        budget=_outputs(zero_out, zero_lse, backward_budget(case, inputs, out, lse, contract, None)),
+    )
+
+
+def _outputs(out: torch.Tensor, lse: torch.Tensor, gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Outputs:
+    dq, dk, dv = gradients
+    return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)

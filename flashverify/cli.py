@@ -1,0 +1,271 @@
+"""The command line: certify, replay, report, list, env.
+
+Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive; 4 usage; 5 nothing ran.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashverify.cases.case import AttentionCase
+    from flashverify.lanes import Lane
+    from flashverify.records.certificate import Certificate
+
+USAGE = 4
+
+app = typer.Typer(
+    name="flashverify",
+    help="Certifies that an attention kernel computes exact attention, and that its rounding is as good as its arithmetic allows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+KernelOption = Annotated[str, typer.Option("--kernel", help="triton, mutant:NAME, or package.module:function.")]
+LaneOption = Annotated[str, typer.Option("--lane", help="auto, gpu or interpreter.")]
+
+
+def main() -> None:
+    """Run the command line; errors of usage end with exit code 4 and one line."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as exit_request:
+        sys.exit(exit_request.exit_code)
+    except (ValueError, OSError) as error:
+        _usage_error(str(error))
+    except typer.Abort:
+        sys.exit(USAGE)
+    except Exception as error:
+        # typer's own usage errors come from click, which typer may vendor: known by their method
+        show = getattr(error, "format_message", None)
+        if show is None:
+            raise
+        _usage_error(show())
+
+
+def _usage_error(message: str) -> None:
+    print(f"flashverify: {message}", file=sys.stderr)
+    sys.exit(USAGE)
+
+
+@app.command()
+def certify(
+    kernel: KernelOption = "triton",
+    matrix: Annotated[
+        str | None, typer.Option(help="smoke, standard or full; by default smoke in the interpreter, standard on a GPU.")
+    ] = None,
+    select: Annotated[list[str] | None, typer.Option(help="Only cases whose id or features contain this; repeatable.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Only this case id (instead of a matrix); repeatable.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for certificate and reports.")] = Path("certificates"),
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default up to 12, one a core.")] = None,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that one case may take.")] = 300.0,
+    lane: LaneOption = "auto",
+) -> None:
+    """Certify a kernel on this machine, and write a certificate and reports."""
+    from flashverify.campaign.executor import execute
+    from flashverify.campaign.journal import Journal
+    from flashverify.campaign.plan import select as select_cases
+    from flashverify.campaign.plan import spread
+    from flashverify.cases.case import AttentionCase
+    from flashverify.cases.matrices import matrix as cases_of
+    from flashverify.checks.registry import all_checks
+    from flashverify.console.progress import CampaignProgress
+    from flashverify.console.tables import print_summary
+    from flashverify.kernels import load
+    from flashverify.lanes import enter_lane
+    from flashverify.records.certificate import Certificate, Plan, now
+    from flashverify.records.environment import Environment
+    from flashverify.records.measurement import CaseRecord
+    from flashverify.records.summary import exit_code
+
+    chosen = enter_lane(lane)
+    console.print(f"lane: {chosen.reason}")
+    sources = load(kernel, _device(chosen)).sources
+    name = matrix or ("standard" if chosen.name == "gpu" else "smoke")
+    if case:
+        name, cases = "cases", tuple(AttentionCase.from_id(text) for text in case)
+    else:
+        cases = cases_of(name)
+    cases = select_cases(cases, select or [])
+    checks = tuple(all_checks())
+    records: list[CaseRecord] = []
+    started = time.perf_counter()
+    stem = f"{kernel.replace(':', '-')}-{name}"
+    with Journal(output / f"{stem}.journal.jsonl") as journal, CampaignProgress(console, len(cases)) as progress:
+
+        def keep(record: CaseRecord) -> None:
+            journal.append(record)
+            records.append(record)
+            progress.add(record)
+
+        execute(
+            spread(cases),
+            kernel,
+            chosen.device,
+            load,
+            checks,
+            workers=workers or min(12, os.cpu_count() or 1),
+            timeout=timeout,
+            on_record=keep,
+        )
+    order = {planned.id: place for place, planned in enumerate(cases)}
+    certificate = Certificate(
+        created=now(),
+        environment=Environment.capture(chosen.name == "interpreter", sources),
+        plan=Plan(
+            kernel=kernel,
+            matrix=name,
+            cases=len(cases),
+            checks=checks,
+            lane=chosen.name,
+            options=tuple(f"select={word}" for word in select or []),
+        ),
+        records=tuple(sorted(records, key=lambda record: order[record.case])),
+        seconds=time.perf_counter() - started,
+    )
+    print_summary(console, certificate)
+    paths = _write(certificate, output, stem)
+    journal.path.unlink()
+    for path in paths:
+        console.print(str(path), soft_wrap=True)
+    raise typer.Exit(exit_code(certificate))
+
+
+@app.command()
+def replay(
+    case: Annotated[str, typer.Argument(help="The case's id, as a report or `flashverify list` prints it.")],
+    kernel: KernelOption = "triton",
+    lane: LaneOption = "auto",
+) -> None:
+    """Run one case again, here, and show where the worst element of each tensor is, and its row."""
+    from flashverify.campaign.worker import examine_with
+    from flashverify.cases.case import AttentionCase
+    from flashverify.checks import accuracy, function
+    from flashverify.checks.examination import Examination
+    from flashverify.checks.registry import all_checks
+    from flashverify.console.anatomy import worst_row
+    from flashverify.console.tables import measurement_table, verdict_text
+    from flashverify.kernels import load
+    from flashverify.lanes import enter_lane
+    from flashverify.records.measurement import Verdict
+
+    chosen = enter_lane(lane)
+    console.print(f"lane: {chosen.reason}")
+    asked = AttentionCase.from_id(case)
+    examined = load(kernel, _device(chosen))
+    record = examine_with(examined, asked, tuple(all_checks()))
+    console.print(f"{asked.id}: {verdict_text(record.verdict)}", soft_wrap=True)
+    if record.reason:
+        console.print(record.reason, markup=False)
+    for key, value in record.configuration.items():
+        console.print(f"  {key}: {value}", markup=False)
+    for result in record.results:
+        console.print(f"check {result.check}: {verdict_text(result.verdict)}")
+        if result.measurements:
+            console.print(measurement_table(result.measurements))
+    examination = Examination(examined, asked)
+    for check, source in ((accuracy, examination), (function, None)):
+        if not any(result.check == check.__name__.rpartition(".")[2] and result.measurements for result in record.results):
+            continue
+        compared = max(
+            (c for c in check.comparisons(source or examination.doubled) if c.truth.numel()),
+            key=lambda comparison: float(comparison.headroom().max()),
+            default=None,
+        )
+        if compared is not None:
+            console.print(worst_row(compared))
+    codes = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.UNSUPPORTED: 5}
+    raise typer.Exit(codes[record.verdict])
+
+
+@app.command()
+def report(
+    certificate: Annotated[Path, typer.Argument(help="A certificate (JSON).")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the reports; by default the certificate's.")] = None,
+) -> None:
+    """Write the HTML and the Markdown report of a certificate."""
+    from flashverify.console.tables import print_summary
+    from flashverify.records.certificate import Certificate
+    from flashverify.report.render import write_report
+
+    read = Certificate.read(certificate)
+    folder = output or certificate.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    html, markdown = folder / f"{certificate.stem}.html", folder / f"{certificate.stem}.md"
+    write_report(read, html, markdown)
+    print_summary(console, read)
+    console.print(f"{html}\n{markdown}", soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="cases, regimes, layouts, checks, matrices or mutants.")] = "cases",
+    matrix: Annotated[str, typer.Option(help="Matrix whose cases are listed.")] = "smoke",
+    select: Annotated[list[str] | None, typer.Option(help="Only cases whose id or features contain this; repeatable.")] = None,
+) -> None:
+    """List what can be asked for."""
+    for line in _listing(what, matrix, select or []):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
+def env(kernel: KernelOption = "triton", lane: LaneOption = "auto") -> None:
+    """Show the environment that a certificate made here would hold for."""
+    from flashverify.kernels import load
+    from flashverify.lanes import enter_lane
+    from flashverify.records.environment import Environment
+
+    chosen = enter_lane(lane)
+    console.print(f"lane: {chosen.reason}")
+    sources = load(kernel, _device(chosen)).sources
+    for name, value in Environment.capture(chosen.name == "interpreter", sources).describe().items():
+        console.print(f"{name:24} {value}", markup=False, soft_wrap=True)
+
+
+def _listing(what: str, matrix: str, words: list[str]) -> list[str]:
+    from flashverify.campaign.plan import select as select_cases
+    from flashverify.cases import layouts, matrices, regimes
+    from flashverify.checks.registry import all_checks
+    from flashverify.mutants import catalogue
+
+    def cases() -> list[str]:
+        selected: tuple[AttentionCase, ...] = select_cases(matrices.matrix(matrix), words)
+        return [found.id for found in selected]
+
+    listings = {
+        "cases": cases,
+        "regimes": lambda: list(regimes.REGIMES),
+        "layouts": lambda: list(layouts.LAYOUTS),
+        "checks": lambda: list(all_checks()),
+        "matrices": lambda: list(matrices.MATRICES),
+        "mutants": lambda: [f"{mutant.name:28} {mutant.story}" for mutant in catalogue.MUTANTS.values()],
+    }
+    if what not in listings:
+        raise ValueError(f"what: got {what!r}, accepted are {', '.join(listings)}")
+    return listings[what]()
+
+
+def _device(lane: Lane) -> torch.device:
+    import torch
+
+    return torch.device(lane.device)
+
+
+def _write(certificate: Certificate, folder: Path, stem: str) -> tuple[Path, ...]:
+    from flashverify.report.render import write_report
+
+    paths = tuple(folder / f"{stem}.{suffix}" for suffix in ("json", "html", "md"))
+    certificate.write(paths[0])
+    write_report(certificate, paths[1], paths[2])
+    return paths

@@ -1,0 +1,22 @@
+"""Every kernel that can be asked for by name: adapters, and mutants."""
+
+from __future__ import annotations
+
+import torch
+
+from flashverify.adapters import registry
+from flashverify.adapters.kernel import Kernel
+from flashverify.mutants import catalogue
+
+MUTANT = "mutant:"
+
+
+def load(name: str, device: torch.device) -> Kernel:
+    """The kernel of that name; "mutant:NAME" is ours with a planted defect.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name.startswith(MUTANT):
+        return catalogue.load(name.removeprefix(MUTANT), device)
+    return registry.load(name, device)

@@ -1,0 +1,85 @@
+"""A mutant: a copy of the kernel package with one place of its source changed, under a name of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flashverify.adapters.triton import PACKAGE, TritonKernel
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change of one file: the text must occur exactly once.
+
+    Attributes:
+        file: file name in the kernel package.
+        old: the healthy text.
+        new: the defect.
+    """
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A planted defect.
+
+    Attributes:
+        name: words joined by "-".
+        story: the defect in a sentence.
+        source: the public thread that it was seen in, or "control".
+        edits: how it is planted.
+    """
+
+    name: str
+    story: str
+    source: str
+    edits: tuple[Edit, ...]
+
+
+def plant(mutant: Mutant, folder: Path) -> str:
+    """Write the mutant's package into a folder.
+
+    Returns:
+        The package's import name.
+
+    Raises:
+        ValueError: if an edit's healthy text does not occur exactly once: the kernels have changed since.
+    """
+    specification = importlib.util.find_spec(PACKAGE)
+    if specification is None or specification.origin is None:
+        raise ValueError(f"kernel package: {PACKAGE} can't be found")
+    healthy = Path(specification.origin).parent
+    package = f"{PACKAGE}_mutant_{mutant.name.replace('-', '_')}"
+    target = folder / package
+    shutil.copytree(healthy, target, ignore=shutil.ignore_patterns("__pycache__"))
+    for edit in mutant.edits:
+        path = target / edit.file
+        text = path.read_text()
+        if text.count(edit.old) != 1:
+            raise ValueError(f"mutant {mutant.name}: {edit.file} holds {text.count(edit.old)} times, not once: {edit.old!r}")
+        path.write_text(text.replace(edit.old, edit.new))
+    for path in target.glob("*.py"):
+        path.write_text(path.read_text().replace(f"{PACKAGE}.", f"{package}."))
+    return package
+
+
+def load_mutant(mutant: Mutant, device: torch.device) -> TritonKernel:
+    """Plant the mutant in a folder of its own and load it; the folder stays until the machine's temporary files are cleared."""
+    key = hashlib.sha256(repr(mutant).encode()).hexdigest()[:16]
+    package = f"{PACKAGE}_mutant_{mutant.name.replace('-', '_')}"
+    if package not in sys.modules:
+        folder = tempfile.mkdtemp(prefix=f"flashverify-mutant-{key}-")
+        plant(mutant, Path(folder))
+        sys.path.insert(0, folder)
+    return TritonKernel(device, name=f"mutant:{mutant.name}", package=package)
