@@ -56,7 +56,8 @@ class Measurement:
         bias_ulp: mean signed error in ulps, (value - truth)·sign(truth): negative means shrinkage.
         headroom: largest (|value - truth| + oracle radius) / budget; above 1 the budget is exceeded.
         certain_excess: largest (|value - truth| - oracle radius) / budget; above 1 it is exceeded beyond doubt.
-        max_relative: largest |value - truth| / |truth| over nonzero truths (for "enclosure": distance from the ball).
+        max_relative: largest error beyond the oracle's radius, relative to the largest |truth| of the tensor; for
+            "enclosure", the distance from the enclosure.
         violations: number of elements beyond doubt outside the budget (or not finite, or not exact where that is due).
         worst: the element with the largest headroom.
         worst_ulp: the element with the largest error in ulps.

@@ -21,6 +21,8 @@ SMALLEST_ULP = 2.0**-7
 LAST_OCTAVE = 16
 """The histogram's last octave takes every larger error too."""
 
+MOST_TICKS = 8
+
 SMALLEST_HEADROOM = 1e-4
 
 _SCALE = [[0.0, "#eef4fa"], [0.4, "#b5d0e8"], [0.65, "#6fa3d2"], [0.8, "#2f6ea8"], [0.8, "#d8452e"], [1.0, "#8f1d10"]]
@@ -57,7 +59,7 @@ def _headroom(certificate: Certificate) -> Figure | None:
                 "x": [[dtype for dtype, _ in columns], [tensor for _, tensor in columns]],
                 "y": rows,
                 "z": [[None if cell is None else _colour_position(cell[0]) for cell in row] for row in cells],
-                "text": [["" if cell is None else number(_two_digits(cell[0])) for cell in row] for row in cells],
+                "text": [["" if cell is None else number(_short(cell[0])) for cell in row] for row in cells],
                 "customdata": [["" if cell is None else cell[1] for cell in row] for row in cells],
                 "texttemplate": "%{text}",
                 "hovertemplate": "%{y}, %{x}<br>error / budget %{text}<br>%{customdata}<extra></extra>",
@@ -75,7 +77,7 @@ def _headroom(certificate: Certificate) -> Figure | None:
             }
         ],
         "layout": {
-            "height": 150 + 34 * len(rows),
+            "height": max(250, 150 + 34 * len(rows)),
             "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False, "type": "category"},
             "xaxis": {"side": "top", "showgrid": False, "showdividers": False},
             "margin": {"t": 60, "b": 20, "l": 10, "r": 10},
@@ -89,8 +91,9 @@ def _colour_position(headroom: float) -> float:
     return round(math.log10(min(max(headroom, SMALLEST_HEADROOM), 10.0)), 3)
 
 
-def _two_digits(x: float) -> float:
-    return float(f"{x:.2g}") if math.isfinite(x) else x
+def _short(x: float) -> float:
+    """Two digits; three where they decide on which side of the budget the error is."""
+    return float(f"{x:.{3 if 0.9 < x < 1.1 else 2}g}") if math.isfinite(x) else x
 
 
 def _length(certificate: Certificate) -> Figure | None:
@@ -102,14 +105,21 @@ def _length(certificate: Certificate) -> Figure | None:
             points[record.dtype, entry.tensor].append((keys, max(entry.max_ulp, SMALLEST_ULP), record.case))
     if not points:
         return None
-    dtypes = sorted({dtype for dtype, _ in points}, key=lambda dtype: table_order(dtype))
+    dtypes = sorted({dtype for dtype, _ in points}, key=table_order)
+    drawn = [math.log10(ulp) for found in points.values() for _, ulp, _ in found]
+    decades = max(1, math.ceil((max(drawn) - min(drawn)) / MOST_TICKS))
     layout: Figure = {
         "height": 400,
         "grid": {"rows": 1, "columns": len(dtypes), "pattern": "coupled", "xgap": 0.06},
-        "yaxis": {"type": "log", "title": {"text": "largest error of a case, ulp"}, "exponentformat": "power"},
+        "yaxis": {
+            "type": "log",
+            "title": {"text": "largest error of a case, ulp"},
+            "exponentformat": "power",
+            "dtick": decades,
+        },
         "legend": {"orientation": "h", "y": -0.2, "x": 0},
         "annotations": [],
-        "margin": {"t": 40, "b": 90, "l": 70, "r": 10},
+        "margin": {"t": 40, "b": 90, "l": 70, "r": 20},
     }
     data: list[Figure] = []
     named: set[str] = set()
@@ -118,7 +128,8 @@ def _length(certificate: Certificate) -> Figure | None:
         layout[axis.replace("x", "xaxis")] = {
             "type": "log",
             "title": {"text": "keys"},
-            "exponentformat": "power",
+            "tickangle": 0,
+            "exponentformat": "none",
             "dtick": 1,
         }
         layout["annotations"].append(
@@ -193,7 +204,7 @@ def _histogram(certificate: Certificate) -> Figure | None:
     finite = [octave for octave in octaves if math.isfinite(octave)]
     bins = [float(octave) for octave in range(int(min(finite)), int(max(finite)) + 1)] if finite else []
     bins = [*(b for b in (-math.inf,) if b in octaves), *bins, *(b for b in (math.inf,) if b in octaves)]
-    dtypes = sorted(tally, key=lambda dtype: table_order(dtype))
+    dtypes = sorted(tally, key=table_order)
     return {
         "data": [
             {

@@ -77,6 +77,7 @@ class View:
     kind: str
     sentence: str
     created: str
+    planned: str
     duration: str
     caveats: tuple[str, ...]
     facts: dict[str, str]
@@ -106,6 +107,7 @@ def build_view(certificate: Certificate) -> View:
         kind=WORDS.get(summary.exit_code, "nothing").lower(),
         sentence=_sentence(certificate, summary),
         created=certificate.created,
+        planned=count(plan.cases, "case"),
         duration=duration(certificate.seconds),
         caveats=_caveats(certificate, summary),
         facts=certificate.environment.describe(),
@@ -153,9 +155,10 @@ def _sentence(certificate: Certificate, summary: Summary) -> str:
     passed, failed = summary.verdicts[Verdict.PASS], summary.verdicts[Verdict.FAIL]
     kernel = certificate.plan.kernel
     if summary.exit_code == CERTIFIED:
+        limit = " The compiled kernel was not examined." if certificate.environment.interpreter else ""
         return (
-            f"{count(passed, 'case')} passed and none failed: on {where}, the kernel “{kernel}” computes exact attention, "
-            "every element within its error budget."
+            f"{count(passed, 'case')} passed and none failed: on {where}, the kernel “{kernel}” computes exact "
+            f"attention, every element within its error budget.{limit}"
         )
     if summary.exit_code == FAILED:
         ran = passed + failed + summary.verdicts[Verdict.INCONCLUSIVE]
@@ -176,18 +179,18 @@ def _caveats(certificate: Certificate, summary: Summary) -> tuple[str, ...]:
     caveats = []
     if environment.interpreter:
         caveats.append(
-            "Triton's interpreter ran the kernel's source on the processor. This examines the algebra: the function, the "
-            "masks, the schedules. It says nothing of the compiled kernel: compiler, tensor cores and memory accesses of a "
-            "GPU were not examined."
+            "Triton's interpreter ran the kernel's source on the processor. This examines the algebra: the function, "
+            "the masks, the schedules. It says nothing of the compiled kernel: compiler, tensor cores and memory "
+            "accesses of a GPU were not examined."
         )
     else:
         caveats.append(
-            "It holds for this GPU, driver, CUDA, PyTorch, Triton and these kernel sources. Another combination needs a "
-            "certificate of its own."
+            "It holds for this GPU, driver, CUDA, PyTorch, Triton and these kernel sources. Another combination needs "
+            "a certificate of its own."
         )
     caveats.append(
-        "Cases are a sample. The budgets bound every input of a case; the worst known error is the largest that was seen, "
-        "not the largest that exists."
+        "Cases are a sample. Every element that was computed was held to its budget; the worst known error is the "
+        "largest that was seen, not the largest that exists."
     )
     declined = summary.verdicts[Verdict.UNSUPPORTED]
     if declined:

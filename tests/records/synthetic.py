@@ -171,7 +171,7 @@ def _plausible_record(case: AttentionCase, draw: random.Random) -> CaseRecord:
             index=(case.batch - 1, 1, case.seqlen_q // 2, *(() if tensor == "lse" else (case.head_dim - 1,))),
             value=truth * (1 + ulp * unit), truth=truth, budget=budget,
         )  # fmt: skip
-        headroom = abs(worst.value - truth) / budget
+        headroom = ulp * unit * abs(truth) / budget
         accuracy.append(
             Measurement(
                 tensor=tensor, mode=mode, elements=elements, max_error=abs(worst.value - truth), max_ulp=ulp,

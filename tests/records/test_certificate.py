@@ -136,7 +136,8 @@ DAMAGES = {
         lambda d: d["records"][0]["results"][0]["measurements"][0][12].__setitem__(2, []),
     "field records[0].results[0].measurements[0].elements: got -1, accepted is int >= 0":
         lambda d: d["records"][0]["results"][0]["measurements"][0].__setitem__(2, -1),
-    'field records[0].verdict: got "fine", accepted is fail or inconclusive or pass or unsupported': lambda d: d["records"][0].update(verdict="fine"),
+    'field records[0].verdict: got "fine", accepted is fail or inconclusive or pass or unsupported':
+        lambda d: d["records"][0].update(verdict="fine"),
     "field records[0].regime: got nothing, accepted is a value": lambda d: d["records"][0].pop("regime"),
     "field records[0].extra: got 1, accepted are case, kernel, verdict,": lambda d: d["records"][0].update(extra=1),
     "field records[0].contract: got 4, accepted are positions in contracts, below 1":

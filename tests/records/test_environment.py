@@ -45,7 +45,7 @@ def test_a_gpu_is_not_made_up() -> None:
 
 def test_importing_records_imports_neither_torch_nor_triton() -> None:
     code = (
-        "import sys, flashverify.records.summary, flashverify.records.schema, flashverify.report.write;"
+        "import sys, flashverify.records.summary, flashverify.records.schema, flashverify.report.render;"
         "sys.exit(str([name for name in ('torch', 'triton') if name in sys.modules] or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

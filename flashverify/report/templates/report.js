@@ -30,7 +30,7 @@
     }
     return result;
   };
-  const options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
+  const options = {responsive: true, displayModeBar: false};
   const draw = () => Promise.all(places.map(place => {
     const figure = figures[place.id];
     return Plotly.react(place, figure.data, themed(figure.layout), options);

@@ -1,0 +1,227 @@
+"""Reports tell what the certificate holds, whatever it holds, in one file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from flashverify.records.certificate import Certificate
+from flashverify.records.measurement import Measurement, Verdict
+from flashverify.report.figures import figures
+from flashverify.report.render import render_html, render_markdown, write_report
+from flashverify.report.text import count, duration, markdown_cell, number
+from tests.records.synthetic import H200, case, certificate, measurement, plausible, record
+
+INTERPRETER = msgspec.structs.replace(H200, interpreter=True, platform="interpreter-x86_64", gpu=None)
+HOSTILE = '</script><script>alert(1)</script> | `code` *bold* [link](https://example.org) & "quotes" \n# heading'
+NOT_FINITE = tuple(
+    measurement(tensor, **dict.fromkeys(("max_ulp", "headroom", "max_error", "rms_ulp", "bias_ulp"), value))
+    for tensor, value in (("out", math.nan), ("lse", math.inf), ("dq", -math.inf))
+)
+
+CERTIFICATES = {
+    "pass": plausible(60),
+    "problems": plausible(60, failures=3, inconclusive=2, unsupported=4),
+    "nothing": certificate(),
+    "not run": certificate(planned=9),
+    "one": certificate(record(case())),
+    "declined": certificate(record(case(), Verdict.UNSUPPORTED, (), "no fp64")),
+    "not finite": certificate(record(case(), Verdict.FAIL, NOT_FINITE, "NaN in out")),
+    "no keys": certificate(record(case(seqlen_q=0, seqlen_k=0), measurements=(measurement(elements=0, max_ulp=0.0),))),
+    "foreign id": certificate(
+        type(record(case()))(
+            case="x; rm -rf <b>", kernel="k", verdict=Verdict.FAIL, reason=HOSTILE, dtype="fp8", features=HOSTILE,
+            regime=HOSTILE, results=record(case(), Verdict.FAIL, (measurement(HOSTILE, HOSTILE),), HOSTILE).results,
+            contract={HOSTILE: HOSTILE},
+        )
+    ),
+    "interpreter": plausible(30, environment=INTERPRETER),
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Every tag of a page, its nesting checked, and its visible text."""
+
+    VOID = frozenset({"meta", "link", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+
+@pytest.mark.parametrize("name", CERTIFICATES)
+def test_every_certificate_renders_into_one_page_that_loads_nothing(name: str) -> None:
+    html = render_html(CERTIFICATES[name])
+    page = Page(html)
+    assert page.open == []
+    assert len(html.encode()) < 5_000_000
+    for tag, attributes in page.tags:
+        for attribute in ("src", "href", "action", "data", "poster", "srcset"):
+            assert not attributes.get(attribute) or attributes[attribute] == "data:,", (tag, attributes)
+        assert not any(attribute.startswith("on") for attribute in attributes)
+    assert not re.search(r"https?://|@import|url\(", html.replace("https://example.org", ""))
+    assert sum(tag == "script" for tag, _ in page.tags) in {0, 3}
+    assert html.count("<script>alert") == 0
+
+
+@pytest.mark.parametrize("name", CERTIFICATES)
+def test_every_certificate_renders_into_markdown(name: str) -> None:
+    text = render_markdown(CERTIFICATES[name])
+    columns = 0
+    for line in text.splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not columns or not cells or cells == columns, line
+        columns = cells
+    assert "<script" not in text
+    assert not re.search(r"(?m)^# heading", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "sentence"),
+    [
+        ("pass", "certified", "60 cases passed and none failed: on NVIDIA H200"),
+        ("problems", "FAILED", "3 cases of 56 failed"),
+        ("nothing", "nothing ran", "nothing is certified"),
+        ("not run", "nothing ran", "nothing is certified"),
+        ("declined", "nothing ran", "nothing is certified"),
+        ("interpreter", "certified", "The compiled kernel was not examined."),
+    ],
+)
+def test_the_verdict_is_said_first(name: str, word: str, sentence: str) -> None:
+    page = Page(render_html(CERTIFICATES[name]))
+    text = " ".join(page.text.split())
+    assert re.search(rf"on \S+.*? {word} {re.escape(sentence) if sentence[0].isdigit() else ''}", text)
+    assert sentence in text.partition("What is not covered")[0]
+    markdown = render_markdown(CERTIFICATES[name])
+    assert markdown.startswith("# triton on ")
+    assert markdown.splitlines()[0].endswith(f": {word}")
+    assert sentence in markdown.splitlines()[2]
+
+
+def test_inconclusive_is_no_success() -> None:
+    kept = certificate(record(case()), planned=3)
+    assert "inconclusive" in render_markdown(kept).splitlines()[0]
+    assert "2 planned cases were not run" in render_html(kept)
+
+
+def test_the_interpreter_says_what_it_does_not_examine() -> None:
+    for text in (render_html(CERTIFICATES["interpreter"]), render_markdown(CERTIFICATES["interpreter"])):
+        assert "says nothing of the compiled kernel" in text
+
+
+def test_failures_come_with_their_worst_element_and_their_replay() -> None:
+    kept = CERTIFICATES["problems"]
+    failed = [entry for entry in kept.records if entry.verdict is Verdict.FAIL]
+    for text in (Page(render_html(kept)).text, render_markdown(kept)):
+        first = text.index("Failures and inconclusive cases")
+        assert first < text.index("Worst known error of every tensor")
+        for entry in failed:
+            assert f"flashverify replay {entry.case}" in text[first:]
+        assert "NaN" in text
+        assert "12 elements of out exceed their budget" in text
+        assert "illegal memory access" in text
+        assert "more shared memory than this device has" in text
+
+
+def test_every_tensor_has_its_worst_case() -> None:
+    kept = CERTIFICATES["pass"]
+    worst: dict[tuple[str, str, str], tuple[float, str]] = {}
+    for entry in kept.records:
+        for result in entry.results:
+            for found in result.measurements:
+                if found.mode != "enclosure":
+                    key = (entry.dtype, found.tensor, found.mode)
+                    worst[key] = max(worst.get(key, (-1.0, "")), (found.max_ulp, entry.case))
+    text = render_markdown(kept)
+    for (dtype, tensor, mode), (ulp, name) in worst.items():
+        assert re.search(
+            rf"\| {dtype} \| {tensor} \| {mode} \| {re.escape(number(ulp))} \| .* {re.escape(name)}`", text
+        )
+
+
+def test_the_plots_hold_the_numbers_and_plotly_accepts_them() -> None:
+    import plotly.graph_objects
+
+    for kept in CERTIFICATES.values():
+        for figure in figures(kept).values():
+            json.dumps(figure, allow_nan=False)
+            plotly.graph_objects.Figure(figure)
+    drawn = figures(CERTIFICATES["pass"])
+    assert set(drawn) == {"headroom", "length", "histogram"}
+    entries = [
+        found
+        for entry in CERTIFICATES["pass"].records
+        for result in entry.results
+        for found in result.measurements
+        if found.mode != "enclosure"
+    ]
+    assert sum(sum(trace["y"]) for trace in drawn["histogram"]["data"]) == len(entries)
+    dots = [trace for trace in drawn["length"]["data"] if trace["mode"] == "markers"]
+    assert sum(len(trace["x"]) for trace in dots) == len(entries)
+    (trace,) = figures(CERTIFICATES["not finite"])["headroom"]["data"]
+    assert trace["text"] == [["NaN", "∞", "−∞"]]
+
+
+def test_the_packed_library_is_the_library() -> None:
+    from plotly.offline import get_plotlyjs
+
+    html = render_html(CERTIFICATES["one"])
+    found = re.search(r'id="plotly">([^<]+)<', html)
+    assert found is not None
+    assert gzip.decompress(base64.b64decode(found[1])).decode() == get_plotlyjs()
+
+
+def test_reports_are_written_as_asked(tmp_path: Path) -> None:
+    write_report(CERTIFICATES["one"], tmp_path / "a" / "r.html", tmp_path / "b" / "r.md")
+    assert (tmp_path / "a" / "r.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert (tmp_path / "b" / "r.md").read_text(encoding="utf-8").endswith("\n")
+    write_report(CERTIFICATES["one"], path_markdown=tmp_path / "c" / "r.md")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_report_is_the_same_after_the_round_trip() -> None:
+    kept = CERTIFICATES["problems"]
+    assert render_markdown(Certificate.from_json(kept.to_json())) == render_markdown(kept)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (-0.0, "−0"), (0.012345, "0.0123"), (123456.5, "1.23e5"), (4096.0, "4,096"), (1.5e-13, "1.5e-13"),
+        (-2.5, "−2.5"), (math.nan, "NaN"), (math.inf, "∞"), (-math.inf, "−∞"), (None, "–"), (5e-324, "4.94e-324"),
+    ],
+)  # fmt: skip
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_words() -> None:
+    assert count(1, "case") == "1 case"
+    assert count(1024, "case") == "1,024 cases"
+    assert [duration(x) for x in (0.5, 65, 3700)] == ["0.5 s", "1 min 05 s", "1 h 01 min"]
+    assert markdown_cell("a|b\n<c>") == r"a\|b &lt;c&gt;"
+    assert Measurement.__doc__
