@@ -78,9 +78,7 @@ def logit_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
     return error + coefficients.unit * (multiplier * tile.score.abs() + error) + tiny
 
 
-def forward_exponent(
-    tile: Tile, coefficients: Coefficients, error: torch.Tensor, rescales: torch.Tensor
-) -> torch.Tensor:
+def forward_exponent(tile: Tile, coefficients: Coefficients, error: torch.Tensor, rescales: torch.Tensor) -> torch.Tensor:
     """omega of the forward pass, natural units, (c, r, n) (lemma 4).
 
     The running maximum cancels between numerator and denominator, and the arguments of the exponential of a key and of all
@@ -101,9 +99,7 @@ def forward_exponent(
     return torch.where(tile.seen, omega, 0.0)
 
 
-def backward_exponent(
-    tile: Tile, coefficients: Coefficients, lse: torch.Tensor, lse_error: torch.Tensor
-) -> torch.Tensor:
+def backward_exponent(tile: Tile, coefficients: Coefficients, lse: torch.Tensor, lse_error: torch.Tensor) -> torch.Tensor:
     """omega of the backward pass, natural units, (c, r, n) (lemma 7): p = exp2(z - lse·log2 e), lse stored in natural units.
 
     Args:

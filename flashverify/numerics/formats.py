@@ -53,6 +53,7 @@ class Format:
             float64 tensor of the same shape.
         """
         _, exponent = torch.frexp(x.abs())
+        exponent = torch.where(x == 0, self.emin, exponent)  # frexp(0) says 0
         return torch.ldexp(torch.ones_like(x), exponent.clamp(min=self.emin + 1) - self.precision)
 
 

@@ -6,5 +6,6 @@ oracle's own radius; in between, the oracle is not sharp enough to tell.
 
 from flashverify.numerics.hard_backward import backward_budget
 from flashverify.numerics.hard_forward import ForwardBudget, forward_budget
+from flashverify.numerics.hard_range import range_violation
 
-__all__ = ["ForwardBudget", "backward_budget", "forward_budget"]
+__all__ = ["ForwardBudget", "backward_budget", "forward_budget", "range_violation"]

@@ -128,9 +128,7 @@ class _Rows:
 
     def settle(self, error: torch.Tensor) -> torch.Tensor:
         """Add the slack of the evaluation itself; 0 for rows that see no key, infinity in place of NaN."""
-        settled = torch.nan_to_num(
-            error * (1.0 + evaluation_slack(self.tile, self.lse)), nan=torch.inf, posinf=torch.inf
-        )
+        settled = torch.nan_to_num(error * (1.0 + evaluation_slack(self.tile, self.lse)), nan=torch.inf, posinf=torch.inf)
         return torch.where(self.tile.lengths > 0, settled, 0.0)
 
 
@@ -149,30 +147,41 @@ def _quotient_term(row: _Rows, out: torch.Tensor) -> torch.Tensor:
     """Effect of the exponent errors on a quotient of sums with the same weights, (c, r, d) (lemma 5).
 
     |sum_j p_j·e^xi_j·v_j / sum_j p_j·e^xi_j - out| <= sum_j a_j·|v_j - out| / sum_j p_j·e^-omega_j, a = p·(e^omega - 1).
-    The sum is bounded by the triangle inequality and by Cauchy-Schwarz, with v and out centred at the keys' mean; a convex
-    combination of values also stays in their hull, whatever the weights.
+    The heaviest key's summand is taken as it is (near one-hot rows would be overestimated without bound), the others'
+    sum by the triangle inequality or by Cauchy-Schwarz. A convex combination also stays in the values' hull, whatever
+    its weights.
+    """
+    heaviest = row.weights.p.argmax(-1, keepdim=True)
+    heaviest_values = row.tile.v.gather(1, heaviest.expand(*heaviest.shape[:2], out.shape[-1]))
+    alone = row.weights.excess.gather(-1, heaviest) * (heaviest_values - out).abs()
+    centred = (alone + _centred_sum(row, row.weights.excess.scatter(-1, heaviest, 0.0), out)) / row.retained
+    hull = torch.maximum(row.tile.v.amax(1, keepdim=True) - out, out - row.tile.v.amin(1, keepdim=True)).clamp(min=0.0)
+    return torch.where(row.bounded, torch.minimum(centred, hull), hull)
+
+
+def _centred_sum(row: _Rows, excess: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Upper bound of sum_j excess_ij·|v_jd - out_id| by matrix products, (c, r, d): the smaller of two.
+
+    Values are centred at the keys' mean first, so that a common offset of v costs nothing.
     """
     centre = row.tile.v.mean(1, keepdim=True)
     values, target = row.tile.v - centre, out - centre
-    excess = row.weights.excess
     total = excess.sum(-1, keepdim=True)
     first, second = excess @ values, excess @ values.square()
     triangle = excess @ values.abs() + target.abs() * total
-    # |evaluation error| of the cancelling sum is at most (n+8)·2^-52 of its terms' magnitudes, at most twice this sum
+    # the sum of squares cancels: its evaluation errs by at most (n + 8)·2^-52 of twice these magnitudes
     magnitudes = second + target.square() * total
-    spread = second - 2.0 * target * first + target.square() * total
-    spread = spread.clamp(min=0.0) + 2.0 * (values.shape[1] + 8.0) * EVALUATION_UNIT * magnitudes
-    centred = torch.minimum(triangle, (total * spread).sqrt()) / row.retained
-    hull = torch.maximum(row.tile.v.amax(1, keepdim=True) - out, out - row.tile.v.amin(1, keepdim=True)).clamp(min=0.0)
-    return torch.where(row.bounded, torch.minimum(centred, hull), hull)
+    squares = (magnitudes - 2.0 * target * first).clamp(min=0.0)
+    squares = squares + 2.0 * (values.shape[1] + 8.0) * EVALUATION_UNIT * magnitudes
+    return torch.minimum(triangle, (total * squares).sqrt())
 
 
 def _value_term(row: _Rows) -> torch.Tensor:
     """Errors of the numerator: cast of P, underflow of weights, accumulation of P·V, divided by the row sum, (c, r, d)."""
     coefficients, magnitude = row.coefficients, row.tile.v.abs()
     largest, everything = magnitude.amax(1, keepdim=True), magnitude.sum(1, keepdim=True)
-    weights = row.weights.largest / row.retained
-    weighted = torch.where(row.bounded, torch.minimum(weights @ magnitude, largest), largest)
+    weights = torch.where(row.bounded, row.weights.largest / row.retained, 1.0).clamp(max=1.0)
+    weighted = torch.minimum(weights @ magnitude, largest)
     cast = _cast_term(row, weights, magnitude, largest)
     underflow = (1.0 + row.rescales) * coefficients.tiny * row.inverse_sum * everything
     accumulation = coefficients.walked_dot(row.tile.lengths, row.rescales) * (weighted + cast + underflow)
@@ -185,10 +194,10 @@ def _cast_term(row: _Rows, weights: torch.Tensor, magnitude: torch.Tensor, large
     probability = row.coefficients.contract.probability
     if probability is None:
         return torch.zeros_like(row.retained * largest)
-    cast = row.coefficients.cast(probability, weights, row.inverse_sum)
-    # without usable weights: they sum to 1, and no cast changes a weight by more than itself
+    cast = row.coefficients.cast(probability, weights, row.inverse_sum) @ magnitude
+    # the weights sum to 1, and no cast changes one by more than itself
     floor = (row.tile.lengths * row.inverse_sum * probability.smallest_subnormal).clamp(max=1.0)
-    return torch.where(row.bounded, cast @ magnitude, (probability.unit_roundoff + floor) * largest)
+    return torch.minimum(cast, (probability.unit_roundoff + floor) * largest)
 
 
 def _lse_error(row: _Rows) -> torch.Tensor:
@@ -206,9 +215,7 @@ def _lse_error(row: _Rows) -> torch.Tensor:
     return error + coefficients.growth(3.0) * (row.lse.abs() + error) + 3.0 * coefficients.tiny
 
 
-def _row_sum_error(
-    tile: Tile, coefficients: Coefficients, blocks: torch.Tensor, inverse_sum: torch.Tensor
-) -> torch.Tensor:
+def _row_sum_error(tile: Tile, coefficients: Coefficients, blocks: torch.Tensor, inverse_sum: torch.Tensor) -> torch.Tensor:
     """Relative error of the row sum l: additions in any order inside a block, then over blocks, rescaling, underflow."""
     block_k = coefficients.contract.block_k
     inside = tile.lengths if block_k is None else tile.lengths.clamp(max=float(block_k))

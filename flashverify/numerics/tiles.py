@@ -85,11 +85,12 @@ class Lanes:
     @classmethod
     def of(cls, case: AttentionCase, inputs: Inputs) -> Lanes:
         """Arrange the inputs (any dtype, exact values) by lanes."""
+        keys = (case.batch * case.heads_kv, case.seqlen_k, case.head_dim)
         return cls(
             case=case,
             q=by_lane(case, inputs.q),
-            k=_finite(inputs.k).reshape(-1, case.seqlen_k, case.head_dim),
-            v=_finite(inputs.v).reshape(-1, case.seqlen_k, case.head_dim),
+            k=_finite(inputs.k).reshape(keys),
+            v=_finite(inputs.v).reshape(keys),
             dout=by_lane(case, inputs.dout),
         )
 

@@ -39,7 +39,6 @@ class Options:
     round_p_bits: int | None = None
     lse_base2: bool = False
     dropped_key: int | None = None
-    truncate_out: bool = False
     prescale: bool = False
 
 
@@ -69,14 +68,15 @@ def exponents(x: np.ndarray) -> np.ndarray:
 def tensor_core(a: np.ndarray, b: np.ndarray, c: np.ndarray, block: int) -> np.ndarray:
     """a (M, K) times b (K, N) added to c (M, N) float32, in steps of `block` products."""
     a, b, total = a.astype(np.float64), b.astype(np.float64), c.astype(np.float32)
+    exponents_a, exponents_b = exponents(a), exponents(b)
     for start in range(0, a.shape[1], block):
         step = slice(start, start + block)
-        products = a[:, step, None] * b[None, step, :]
-        scales = exponents(a)[:, step, None] + exponents(b)[None, step, :]
-        old = total.astype(np.float64)
-        top = np.maximum(scales.max(1), np.maximum(exponents(old), -133))
-        quantum = np.ldexp(1.0, top - 25)
-        total = truncate32((np.trunc(products / quantum[:, None]).sum(1) + np.trunc(old / quantum)) * quantum)
+        products = a[:, None, step] * b.T[None, :, step]
+        top = (exponents_a[:, None, step] + exponents_b.T[None, :, step]).max(2)
+        top = np.maximum(top, np.maximum(exponents(total), -133))
+        finer = np.ldexp(1.0, 25 - top)
+        aligned = np.trunc(products * finer[..., None]).sum(2) + np.trunc(total * finer)
+        total = truncate32(aligned / finer)
     return total
 
 
@@ -164,8 +164,6 @@ class Kernel:
         with np.errstate(divide="ignore", invalid="ignore"):
             lse2 = np.where(empty, -np.inf, m + np.log2(total)).astype(work)
             lse = lse2 if options.lse_base2 else (lse2 * work(math.log(2))).astype(work)
-        if options.truncate_out:
-            out = np.where(np.abs(cast(out, self.dtype)) > np.abs(out), out * work(1 - 2.0**-8), out).astype(work)
         return cast(out.astype(work), self.dtype), lse
 
     def backward(
@@ -242,17 +240,13 @@ def truth(
 ) -> dict[str, np.ndarray]:
     """The definition in long double; `given`: out and lse to form the gradients from (modular mode)."""
     wide = np.longdouble
-    result = {
-        name: np.zeros(arrays[of].shape, wide) for name, of in (("out", "q"), ("dq", "q"), ("dk", "k"), ("dv", "v"))
-    }
+    result = {name: np.zeros(arrays[of].shape, wide) for name, of in (("out", "q"), ("dq", "q"), ("dk", "k"), ("dv", "v"))}
     result["lse"] = np.zeros(arrays["q"].shape[:3], wide)
     seen = visible(case)
     for b in range(case.batch):
         for h in range(case.heads_q):
             g = h // case.group_size
-            q, k, v, dout = (
-                arrays[name][b, head].astype(wide) for name, head in (("q", h), ("k", g), ("v", g), ("dout", h))
-            )
+            q, k, v, dout = (arrays[name][b, head].astype(wide) for name, head in (("q", h), ("k", g), ("v", g), ("dout", h)))
             x = np.where(seen, wide(case.softmax_scale) * (q @ k.T), -np.inf)
             top = x.max(1, initial=-np.inf)
             top = np.where(np.isneginf(top), 0, top)

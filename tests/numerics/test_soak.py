@@ -60,9 +60,6 @@ def test_a_correct_kernel_stays_within_its_budget(dtype: str, capsys: pytest.Cap
             for tensor, ratio in found.items():
                 largest[tensor] = max(largest[tensor], (ratio, f"{kind} {case.id} {options}"))
     with capsys.disabled():
-        print(
-            "\n"
-            + "\n".join(f"{dtype} {tensor:14s} {ratio:.3f} {where[:60]}" for tensor, (ratio, where) in largest.items())
-        )
+        print("\n" + "\n".join(f"{dtype} {tensor:14s} {ratio:.3f} {where[:60]}" for tensor, (ratio, where) in largest.items()))
     outside = {tensor: found for tensor, found in largest.items() if not found[0] <= 1.0}
     assert not outside

@@ -1,0 +1,98 @@
+"""Whether an intermediate may exceed the largest finite number of its format: then no error bound has a meaning.
+
+Checked are bounds of every number that the contract's arithmetic forms: scores, logits, dP, D, the unnormalised output,
+dS (where fp16 overflows first), the gradients before and after the scale, and what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.coefficients import Coefficients
+from flashverify.numerics.contract import LOG2E, Contract
+from flashverify.numerics.formats import Format
+from flashverify.numerics.hard_backward import ScoreGradients, score_gradients
+from flashverify.numerics.hard_forward import ForwardBudget
+from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes
+
+
+def range_violation(
+    case: AttentionCase,
+    inputs: Inputs,
+    truth: Outputs,
+    budget: Outputs,
+    contract: Contract,
+    tile_elements: int = TILE_ELEMENTS,
+) -> str | None:
+    """The first intermediate or output that may overflow, or None.
+
+    Args:
+        case: the case.
+        inputs: its inputs, any dtype, taken as exact.
+        truth: true outputs, float64.
+        budget: allowed errors, float64 (gradients: end-to-end mode).
+        contract: the arithmetic.
+        tile_elements: scores in a tile, at most.
+
+    Returns:
+        None, or a reason such as "range: dS may reach 7.1e+04, the largest fp16 is 6.55e+04".
+
+    Raises:
+        ValueError: if tile_elements is less than 1.
+    """
+    for name, reach, target in _reaches(case, inputs, truth, budget, contract, tile_elements):
+        if not reach <= target.largest:
+            return f"range: {name} may reach {reach:.3g}, the largest {target.name} is {target.largest:.3g}"
+    return None
+
+
+def _reaches(
+    case: AttentionCase, inputs: Inputs, truth: Outputs, budget: Outputs, contract: Contract, tile_elements: int
+) -> Iterator[tuple[str, float, Format]]:
+    """Name, largest possible magnitude and format of every number that a kernel forms."""
+    lanes = Lanes.of(case, inputs)
+    sums = lanes.k.new_zeros((2, *lanes.k.shape))
+    forward = ForwardBudget(budget.out, budget.lse)
+    coefficients = Coefficients(contract)
+    for gradients in score_gradients(lanes, inputs, truth.out, truth.lse, coefficients, forward, tile_elements):
+        yield from _tile_reaches(gradients, contract)
+        tile = gradients.tile
+        sums[0, tile.place.lanes] += (gradients.ds.abs() + gradients.error).mT @ tile.q.abs()
+        sums[1, tile.place.lanes] += (gradients.weights.p + gradients.weight_error).mT @ tile.dout.abs()
+    yield "dk before the scale", _largest(sums[0]), contract.accumulator
+    yield "dv as accumulated", _largest(sums[1]), contract.accumulator
+    stored = {"out": contract.storage, "dq": contract.storage, "dk": contract.storage, "dv": contract.storage}
+    for (name, true), (_, allowed) in zip(truth.items(), budget.items(), strict=True):
+        finite = torch.isfinite(true)
+        reach = torch.where(finite, true.abs() + allowed, 0.0)
+        yield name, _largest(reach), stored.get(name, contract.accumulator)
+
+
+def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tuple[str, float, Format]]:
+    """The numbers that one tile forms; sums are bounded by their sums of magnitudes, so in any order."""
+    tile, accumulator = gradients.tile, contract.accumulator
+    slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + tile.q.shape[-1])
+    scores = slack * _largest(tile.score_magnitude)
+    logits = scores * abs(tile.scale) * LOG2E
+    yield "a score", scores, accumulator
+    yield "a logit", logits, accumulator
+    # the largest key's exponent is 0 up to the rounding of a fused product
+    residual = accumulator.unit_roundoff * logits
+    yield "an unnormalised weight", 2.0 ** min(residual, 1023.0), contract.probability or accumulator
+    products = tile.dout.abs() @ tile.v.abs().mT
+    yield "dP", slack * _largest(products), accumulator
+    # a row's weights are at most 1 each before they are normalised
+    heaviest = tile.v.abs().sum(1).max() if tile.v.numel() else tile.v.new_zeros(())
+    yield "the unnormalised output", slack * float(heaviest), accumulator
+    ds = gradients.ds.abs() + gradients.error
+    yield "dS", _largest(ds), contract.score_gradient or accumulator
+    yield "dq before the scale", slack * _largest(ds @ tile.k.abs()), accumulator
+
+
+def _largest(values: torch.Tensor) -> float:
+    """The largest value, 0 for an empty tensor."""
+    return float(values.max()) if values.numel() else 0.0
