@@ -146,6 +146,4 @@ def _packed(inputs: Inputs) -> Inputs:
         together.insert(0, inputs.q)
     buffer = embed(torch.cat(together, dim=1), BNHD)
     *q, k, v = torch.split(buffer, [part.shape[1] for part in together], dim=1)
-    return Inputs(
-        q=q[0] if q else bnhd(inputs.q), k=k, v=v, dout=bnhd(inputs.dout), dlse=_place_rows(bnhd, inputs.dlse)
-    )
+    return Inputs(q=q[0] if q else bnhd(inputs.q), k=k, v=v, dout=bnhd(inputs.dout), dlse=_place_rows(bnhd, inputs.dlse))

@@ -67,9 +67,7 @@ def _lengths() -> Iterator[AttentionCase]:
     head_dims = (64, 128, 32, 16, 256)
     for index, (length, dtype, mask) in enumerate(product(TILE_EDGES, DTYPES, TWO_MASKS)):
         head_dim = head_dims[(index // 8 + index % 8) % len(head_dims)]
-        yield AttentionCase(
-            dtype=dtype, seqlen_q=length, seqlen_k=length, head_dim=head_dim, mask=mask, seed=length % 7
-        )
+        yield AttentionCase(dtype=dtype, seqlen_q=length, seqlen_k=length, head_dim=head_dim, mask=mask, seed=length % 7)
     for length, dtype, mask in product(LONG, DTYPES, TWO_MASKS):
         regime = "needle" if mask == "full" else "normal"
         yield AttentionCase(dtype=dtype, seqlen_q=length, seqlen_k=length, head_dim=64, mask=mask, regime=regime)
@@ -179,9 +177,7 @@ def _decoding() -> Iterator[AttentionCase]:
 
 def _empty() -> Iterator[AttentionCase]:
     """No queries, no keys, neither, or no batch x dtype x mask."""
-    for (batch, seqlen_q, seqlen_k), dtype, mask in product(
-        ((1, 0, 17), (2, 17, 0), (1, 0, 0), (0, 16, 16)), DTYPES, MASKS
-    ):
+    for (batch, seqlen_q, seqlen_k), dtype, mask in product(((1, 0, 17), (2, 17, 0), (1, 0, 0), (0, 16, 16)), DTYPES, MASKS):
         yield AttentionCase(
             dtype=dtype, batch=batch, seqlen_q=seqlen_q, seqlen_k=seqlen_k, head_dim=16, mask=mask, lse_grad=True
         )
