@@ -142,9 +142,7 @@ def _length(certificate: Certificate) -> Figure | None:
                 "showarrow": False,
             }
         )
-        for tensor in sorted(
-            {name for kind, name in points if kind == dtype}, key=lambda name: table_order(dtype, name)
-        ):
+        for tensor in sorted({name for kind, name in points if kind == dtype}, key=lambda name: table_order(dtype, name)):
             found = sorted(points[dtype, tensor])
             worst: dict[int, tuple[int, float, str]] = {}
             for point in found:

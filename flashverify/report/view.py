@@ -11,15 +11,16 @@ from flashverify.records.summary import (
     CERTIFIED,
     FAILED,
     INCONCLUSIVE,
+    NOTHING_RAN,
     Summary,
     Worst,
     settled_verdict,
     severity,
     summarise,
+    table_order,
 )
+from flashverify.report.conclusion import verdict_caveats, verdict_sentence, verdict_word
 from flashverify.report.text import count, duration, exact, number, replay_command
-
-WORDS = {CERTIFIED: "certified", FAILED: "FAILED", INCONCLUSIVE: "inconclusive"}
 
 PROBLEMS_SHOWN = 50
 """Failures and inconclusive cases described one by one; the certificate holds them all."""
@@ -69,7 +70,7 @@ class View:
         regimes: worst by regime; labels are the regime and its counts.
         groups: rows of dtype, features, tensor, mode, cases, elements, ulp, rms, bias, headroom, unsupported.
         unsupported: reason and number of cases.
-        contracts: (number of cases, their dtypes, parameters), the most frequent first.
+        contracts: (dtype, number of cases, parameters); a parameter lists every value that it took.
     """
 
     kernel: str
@@ -91,7 +92,7 @@ class View:
     regimes: tuple[Row, ...]
     groups: tuple[tuple[str, ...], ...]
     unsupported: dict[str, int]
-    contracts: tuple[tuple[int, str, dict[str, str]], ...]
+    contracts: tuple[tuple[str, int, dict[str, str]], ...]
 
 
 def build_view(certificate: Certificate) -> View:
@@ -103,13 +104,13 @@ def build_view(certificate: Certificate) -> View:
     plan = certificate.plan
     return View(
         kernel=plan.kernel,
-        word=WORDS.get(summary.exit_code, "nothing ran"),
-        kind=WORDS.get(summary.exit_code, "nothing").lower(),
-        sentence=_sentence(certificate, summary),
+        word=verdict_word(summary),
+        kind=_KINDS[summary.exit_code],
+        sentence=verdict_sentence(certificate, summary),
         created=certificate.created,
         planned=count(plan.cases, "case"),
         duration=duration(certificate.seconds),
-        caveats=_caveats(certificate, summary),
+        caveats=verdict_caveats(certificate, summary),
         facts=certificate.environment.describe(),
         plan={
             "kernel": plan.kernel,
@@ -121,9 +122,7 @@ def build_view(certificate: Certificate) -> View:
             "options": " ".join(plan.options) or "none",
         },
         counts={**{str(verdict): summary.verdicts[verdict] for verdict in Verdict}, "not run": summary.not_run},
-        checks=tuple(
-            (name, *(f"{verdicts[verdict]:,}" for verdict in Verdict)) for name, verdicts in summary.checks.items()
-        ),
+        checks=tuple((name, *(f"{verdicts[verdict]:,}" for verdict in Verdict)) for name, verdicts in summary.checks.items()),
         distances=tuple(
             _row((direction,), worst)
             for direction, worst in (
@@ -142,66 +141,14 @@ def build_view(certificate: Certificate) -> View:
     )
 
 
+_KINDS = {CERTIFIED: "certified", FAILED: "failed", INCONCLUSIVE: "inconclusive", NOTHING_RAN: "nothing"}
+
 _PROBLEM_ORDER = (Verdict.FAIL, Verdict.INCONCLUSIVE)
 
 
 def _problem_order(record: CaseRecord) -> tuple[int, float]:
     excess = [severity(entry.headroom) for result in record.results for entry in result.measurements]
     return (_PROBLEM_ORDER.index(settled_verdict(record)), -max(excess, default=0.0))
-
-
-def _sentence(certificate: Certificate, summary: Summary) -> str:
-    where = certificate.environment.gpu or "this processor, in Triton's interpreter"
-    passed, failed = summary.verdicts[Verdict.PASS], summary.verdicts[Verdict.FAIL]
-    kernel = certificate.plan.kernel
-    if summary.exit_code == CERTIFIED:
-        limit = " The compiled kernel was not examined." if certificate.environment.interpreter else ""
-        return (
-            f"{count(passed, 'case')} passed and none failed: on {where}, the kernel “{kernel}” computes exact "
-            f"attention, every element within its error budget.{limit}"
-        )
-    if summary.exit_code == FAILED:
-        ran = passed + failed + summary.verdicts[Verdict.INCONCLUSIVE]
-        return f"{count(failed, 'case')} of {ran:,} failed: on {where}, the kernel “{kernel}” is outside its contract."
-    if summary.exit_code == INCONCLUSIVE:
-        open_cases = summary.verdicts[Verdict.INCONCLUSIVE]
-        return (
-            f"Nothing failed, but nothing is certified either: on {where}, {count(open_cases, 'case')} ended without a "
-            f"verdict and {count(summary.not_run, 'planned case was', 'planned cases were')} not run; "
-            f"{count(passed, 'case')} passed."
-        )
-    return f"No case of the kernel “{kernel}” ran on {where}: nothing is certified."
-
-
-def _caveats(certificate: Certificate, summary: Summary) -> tuple[str, ...]:
-    """What a reader must not conclude."""
-    environment = certificate.environment
-    caveats = []
-    if environment.interpreter:
-        caveats.append(
-            "Triton's interpreter ran the kernel's source on the processor. This examines the algebra: the function, "
-            "the masks, the schedules. It says nothing of the compiled kernel: compiler, tensor cores and memory "
-            "accesses of a GPU were not examined."
-        )
-    else:
-        caveats.append(
-            "It holds for this GPU, driver, CUDA, PyTorch, Triton and these kernel sources. Another combination needs "
-            "a certificate of its own."
-        )
-    caveats.append(
-        "Cases are a sample. Every element that was computed was held to its budget; the worst known error is the "
-        "largest that was seen, not the largest that exists."
-    )
-    declined = summary.verdicts[Verdict.UNSUPPORTED]
-    if declined:
-        caveats.append(f"{count(declined, 'case')} declined by the kernel, with reasons given below.")
-    if summary.not_run:
-        caveats.append(f"{count(summary.not_run, 'planned case')} not run: no statement is made of them.")
-    if not (summary.forward_distance and summary.backward_distance):
-        caveats.append("No distance from rigorous enclosures was measured in both directions: see the function check.")
-    if environment.dirty:
-        caveats.append("The checkout had changes beyond its commit: the hashes of the sources say what ran.")
-    return tuple(caveats)
 
 
 def _place(element: Element | None) -> str:
@@ -287,13 +234,22 @@ def _suspect_row(entry: Measurement, worst: Element) -> tuple[str, ...]:
     )
 
 
-def _contracts(records: tuple[CaseRecord, ...]) -> tuple[tuple[int, str, dict[str, str]], ...]:
-    """The numerical contracts that the budgets were derived from, each once."""
-    uses: Counter[tuple[tuple[str, str], ...]] = Counter()
-    dtypes: dict[tuple[tuple[str, str], ...], dict[str, None]] = {}
+def _contracts(records: tuple[CaseRecord, ...]) -> tuple[tuple[str, int, dict[str, str]], ...]:
+    """What the budgets were derived from: by dtype, every parameter with the values that it took."""
+    uses: Counter[str] = Counter()
+    values: dict[str, dict[str, dict[str, None]]] = {}
     for record in records:
-        key = tuple(record.contract.items())
-        if key:
-            uses[key] += 1
-            dtypes.setdefault(key, {})[record.dtype] = None
-    return tuple((n, ", ".join(dtypes[key]), dict(key)) for key, n in uses.most_common())
+        if record.contract:
+            uses[record.dtype] += 1
+            parameters = values.setdefault(record.dtype, {})
+            for name, value in record.contract.items():
+                parameters.setdefault(name, {})[value] = None
+    return tuple(
+        (dtype, uses[dtype], {name: "; ".join(sorted(found, key=_natural)) for name, found in values[dtype].items()})
+        for dtype in sorted(values, key=table_order)
+    )
+
+
+def _natural(text: str) -> tuple[int, str]:
+    """A key that sorts whole numbers by value."""
+    return (int(text) if text.isdecimal() else -1, text)
