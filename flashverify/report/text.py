@@ -8,6 +8,9 @@ import shlex
 
 SIGNIFICANT_DIGITS = 3
 
+DEFAULT_KERNEL = "triton"
+"""What the command line examines if no kernel is named."""
+
 
 def number(x: float | None) -> str:
     """A number with three significant digits: 0.0123, 4.57e-13, NaN, ∞; a dash for none."""
@@ -46,9 +49,10 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def replay_command(case: str) -> str:
-    """The command that runs one case again."""
-    return f"flashverify replay {shlex.quote(case)}"
+def replay_command(case: str, kernel: str) -> str:
+    """The command that runs one case again, with the kernel where it is not the one that the command takes by itself."""
+    option = "" if kernel == DEFAULT_KERNEL else f" --kernel {shlex.quote(kernel)}"
+    return f"flashverify replay {shlex.quote(case)}{option}"
 
 
 def markdown_cell(text: object) -> str:

@@ -124,7 +124,7 @@ def build_view(certificate: Certificate) -> View:
         counts={**{str(verdict): summary.verdicts[verdict] for verdict in Verdict}, "not run": summary.not_run},
         checks=tuple((name, *(f"{verdicts[verdict]:,}" for verdict in Verdict)) for name, verdicts in summary.checks.items()),
         distances=tuple(
-            _row((direction,), worst)
+            _row(plan.kernel, (direction,), worst)
             for direction, worst in (
                 ("forward", summary.forward_distance),
                 ("backward", summary.backward_distance),
@@ -133,8 +133,8 @@ def build_view(certificate: Certificate) -> View:
         ),
         problems=tuple(_problem(record) for record in problems[:PROBLEMS_SHOWN]),
         problems_left_out=max(0, len(problems) - PROBLEMS_SHOWN),
-        tensors=tuple(_row(key, worst, summary.tensor_headroom[key]) for key, worst in summary.tensors.items()),
-        regimes=_regimes(summary),
+        tensors=tuple(_row(plan.kernel, key, worst, summary.tensor_headroom[key]) for key, worst in summary.tensors.items()),
+        regimes=_regimes(plan.kernel, summary),
         groups=_groups(summary),
         unsupported=summary.unsupported,
         contracts=_contracts(certificate.records),
@@ -158,25 +158,25 @@ def _place(element: Element | None) -> str:
     return f"[{index}]: {exact(element.value)} for {exact(element.truth)}"
 
 
-def _row(labels: tuple[str, ...], worst: Worst, second: Worst | None = None) -> Row:
+def _row(kernel: str, labels: tuple[str, ...], worst: Worst, second: Worst | None = None) -> Row:
     return Row(
         labels=labels,
         value=number(worst.value),
         element=_place(worst.element),
         case=worst.case,
-        replay=replay_command(worst.case),
+        replay=replay_command(worst.case, kernel),
         second_value="" if second is None else number(second.value),
         second_case="" if second is None else second.case,
     )
 
 
-def _regimes(summary: Summary) -> tuple[Row, ...]:
+def _regimes(kernel: str, summary: Summary) -> tuple[Row, ...]:
     """Worst by regime: the regime that comes closest to its budget first."""
     rows = []
     for regime, worst in summary.regime_headroom.items():
         counts = summary.regime_cases[regime]
         given = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in Verdict if counts[verdict])
-        rows.append(_row((regime, given, worst.tensor), worst, summary.regime_ulp[regime]))
+        rows.append(_row(kernel, (regime, given, worst.tensor), worst, summary.regime_ulp[regime]))
     return tuple(rows)
 
 
@@ -212,7 +212,7 @@ def _problem(record: CaseRecord) -> Problem:
         case=record.case,
         verdict=str(settled_verdict(record)),
         reasons=tuple(reasons) or ("no reason given",),
-        replay=replay_command(record.case),
+        replay=replay_command(record.case, record.kernel),
         tensors=tuple(_suspect_row(entry, entry.worst) for entry in entries if entry.worst is not None),
     )
 

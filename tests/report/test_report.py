@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from flashverify.records.certificate import Certificate
-from flashverify.records.measurement import Measurement, Verdict
+from flashverify.records.measurement import Verdict
 from flashverify.report.figures import figures
 from flashverify.report.render import render_html, render_markdown, write_report
-from flashverify.report.text import count, duration, markdown_cell, number
+from flashverify.report.text import count, duration, markdown_cell, number, replay_command
 from tests.records.synthetic import H200, case, certificate, measurement, plausible, record
 
 INTERPRETER = msgspec.structs.replace(H200, interpreter=True, platform="interpreter-x86_64", gpu=None)
@@ -158,9 +158,7 @@ def test_every_tensor_has_its_worst_case() -> None:
                     worst[key] = max(worst.get(key, (-1.0, "")), (found.max_ulp, entry.case))
     text = render_markdown(kept)
     for (dtype, tensor, mode), (ulp, name) in worst.items():
-        assert re.search(
-            rf"\| {dtype} \| {tensor} \| {mode} \| {re.escape(number(ulp))} \| .* {re.escape(name)}`", text
-        )
+        assert re.search(rf"\| {dtype} \| {tensor} \| {mode} \| {re.escape(number(ulp))} \| .* {re.escape(name)}`", text)
 
 
 def test_the_plots_hold_the_numbers_and_plotly_accepts_them() -> None:
@@ -224,4 +222,5 @@ def test_words() -> None:
     assert count(1024, "case") == "1,024 cases"
     assert [duration(x) for x in (0.5, 65, 3700)] == ["0.5 s", "1 min 05 s", "1 h 01 min"]
     assert markdown_cell("a|b\n<c>") == r"a\|b &lt;c&gt;"
-    assert Measurement.__doc__
+    assert replay_command("id_s0", "triton") == "flashverify replay id_s0"
+    assert replay_command("a b", "mine:f g") == "flashverify replay 'a b' --kernel 'mine:f g'"
