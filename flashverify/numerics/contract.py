@@ -59,7 +59,8 @@ class Contract:
         fused: whether score·scale - maximum is known to be one fused operation (False covers both).
         flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
         block_q: query rows of a tile in the backward pass's walk over queries (dK, dV); the hard budget does not need it.
-        block_k: keys of a tile in the forward pass's walk over keys; None if the row is handled whole (no rescaling).
+        block_k: keys of a tile in the forward pass's walk over keys. None says that the row is handled whole: no rescaling.
+            If the walk is unknown, state the smallest block that it may have: smaller blocks only enlarge the budget.
         prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
         group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
     """

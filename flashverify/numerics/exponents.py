@@ -45,7 +45,7 @@ class Weights:
 
 
 def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor) -> Weights:
-    """p = exp(x - lse) and its largest change, formed in the log domain: no overflow, no 0·inf.
+    """The probability p = exp(x - lse) and its largest change, formed in the log domain: no overflow, no 0·inf.
 
     Args:
         tile: the tile.
@@ -79,7 +79,7 @@ def logit_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
 
 
 def forward_exponent(tile: Tile, coefficients: Coefficients, error: torch.Tensor, rescales: torch.Tensor) -> torch.Tensor:
-    """omega of the forward pass, natural units, (c, r, n) (lemma 4).
+    """Exponent error omega of the forward pass, natural units, (c, r, n) (lemma 4).
 
     The running maximum cancels between numerator and denominator, and the arguments of the exponential of a key and of all
     its later rescaling factors add up to its distance from the final maximum: their roundings are u times that distance.
@@ -100,7 +100,9 @@ def forward_exponent(tile: Tile, coefficients: Coefficients, error: torch.Tensor
 
 
 def backward_exponent(tile: Tile, coefficients: Coefficients, lse: torch.Tensor, lse_error: torch.Tensor) -> torch.Tensor:
-    """omega of the backward pass, natural units, (c, r, n) (lemma 7): p = exp2(z - lse·log2 e), lse stored in natural units.
+    """Exponent error omega of the backward pass, natural units, (c, r, n) (lemma 7).
+
+    The kernel forms p = exp2(z - lse·log2 e) from an lse stored in natural units.
 
     Args:
         tile: the tile.

@@ -106,7 +106,7 @@ def score_gradients(
     forward: ForwardBudget | None,
     tile_elements: int,
 ) -> Iterator[ScoreGradients]:
-    """dS and its error, tile by tile (theorem 3). Arguments as in `backward_budget`."""
+    """The true dS and its error, tile by tile (theorem 3). Arguments as in `backward_budget`."""
     case = lanes.case
     outs, lses = by_lane(case, out), lse.double().reshape(lanes.q.shape[:-1])
     zero = torch.zeros_like(lses)

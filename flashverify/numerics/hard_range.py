@@ -94,5 +94,5 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
 
 
 def _largest(values: torch.Tensor) -> float:
-    """The largest value, 0 for an empty tensor."""
-    return float(values.max()) if values.numel() else 0.0
+    """The largest value; 0 for an empty tensor, and where the truth itself is not a number."""
+    return float(values.nan_to_num(nan=0.0, posinf=torch.inf).max()) if values.numel() else 0.0
