@@ -1,0 +1,161 @@
+"""Is it the same function? The float64 kernels against plain float64 torch, within what rounding explains."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flashverify_kernels import TileConfig, Tiles, flash_attn_func, scaled_dot_product_attention
+
+from tests.kernels.reference import attention
+from tests.kernels.support import RESULTS, draw, recorded_launches, run
+
+# (B, Hq, Hkv, Nq, Nk, D), causal offset: bottom-right is Nk - Nq, top-left is 0.
+PROBLEMS = {
+    "one": ((1, 1, 1, 1, 1, 1), None),
+    "one-query": ((1, 3, 1, 1, 37, 5), 36),
+    "one-key": ((1, 1, 1, 35, 1, 16), None),
+    "one-key-causal": ((1, 1, 1, 5, 1, 3), -4),
+    "tile": ((1, 1, 1, 32, 32, 16), 0),
+    "tile-less-1": ((1, 1, 1, 31, 31, 15), 0),
+    "tile-plus-1": ((1, 1, 1, 33, 33, 17), 0),
+    "two-tiles": ((1, 1, 1, 64, 64, 32), None),
+    "mha": ((2, 2, 2, 20, 40, 8), None),
+    "gqa": ((1, 6, 3, 17, 40, 12), None),
+    "gqa-causal": ((2, 6, 2, 25, 9, 12), -16),
+    "mqa": ((1, 5, 1, 20, 70, 7), 50),
+    "queries-beyond-keys": ((1, 1, 1, 70, 20, 4), -50),
+    "keys-beyond-queries": ((1, 1, 1, 20, 70, 4), 50),
+    "top-left-wide": ((1, 1, 1, 20, 70, 4), 0),
+    "top-left-tall": ((1, 1, 1, 70, 20, 4), 0),
+    "nobody-sees": ((1, 1, 1, 3, 4, 4), -3),
+    "head-40": ((1, 1, 1, 17, 18, 40), 1),
+    "head-64": ((1, 1, 1, 18, 17, 64), None),
+    "head-96": ((1, 1, 1, 17, 17, 96), 0),
+    "head-128": ((1, 1, 1, 9, 17, 128), None),
+    "head-255": ((1, 1, 1, 17, 9, 255), 0),
+    "head-256": ((1, 1, 1, 17, 17, 256), None),
+}
+
+
+def _dlse(dout: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(99)
+    return torch.randn(dout.shape[:3], dtype=torch.float64, generator=generator).to(dout.device)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_float64_kernels_compute_the_definition(name: str, device: torch.device) -> None:
+    shape, offset = PROBLEMS[name]
+    inputs = draw(shape, torch.float64, device)
+    dlse = _dlse(inputs[3])
+    expected = attention(*inputs, dlse, causal_offset=offset)
+    results = run(*inputs, dlse, causal_offset=offset)
+    assert {name: expected.worst(name, results[name]) <= 1.0 for name in RESULTS} == dict.fromkeys(RESULTS, True)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, -0.3, 1.0, 1 / 3, 7.0, -40.0, 1e-200])
+@pytest.mark.parametrize("offset", [None, 7])
+def test_any_scale(scale: float, offset: int | None, device: torch.device) -> None:
+    """1/3 tells a scale that was rounded to float32 on its way; -0.3 a maximum taken of the wrong end."""
+    inputs = draw((1, 1, 1, 17, 40, 9), torch.float64, device)
+    expected = attention(*inputs, scale=scale, causal_offset=offset)
+    results = run(*inputs, scale=scale, causal_offset=offset)
+    assert max(expected.worst(name, results[name]) for name in RESULTS) <= 1.0
+
+
+@pytest.mark.parametrize("magnitude", [1e-150, 1e-3, 30.0, 1e4])
+def test_any_magnitude_of_logits(magnitude: float, device: torch.device) -> None:
+    q, k, v, dout = draw((1, 1, 1, 35, 70, 8), torch.float64, device)
+    inputs = (q * magnitude, k, v, dout)
+    expected = attention(*inputs, causal_offset=35)
+    results = run(*inputs, causal_offset=35)
+    assert max(expected.worst(name, results[name]) for name in RESULTS) <= 1.0
+
+
+@pytest.mark.parametrize("cotangent", ["out", "lse"])
+def test_only_one_output_has_a_cotangent(cotangent: str, device: torch.device) -> None:
+    q, k, v, dout = draw((1, 2, 1, 9, 11, 5), torch.float64, device)
+    dlse = _dlse(dout)
+    leaves = [x.transpose(1, 2).requires_grad_() for x in (q, k, v)]
+    out, lse, _ = flash_attn_func(*leaves, causal=True, return_attn_probs=True)
+    if cotangent == "out":
+        expected = attention(q, k, v, dout, causal_offset=2)
+        gradients = torch.autograd.grad(out, leaves, dout.transpose(1, 2))
+    else:
+        expected = attention(q, k, v, torch.zeros_like(dout), dlse, causal_offset=2)
+        gradients = torch.autograd.grad(lse, leaves, dlse)
+    for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
+        assert expected.worst(name, gradient.transpose(1, 2)) <= 1.0
+
+
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(5, 5), (3, 7), (7, 3)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_public_functions_align_their_masks(seqlen_q: int, seqlen_k: int, causal: bool, device: torch.device) -> None:
+    """flash-attn's causal mask ends at the last key (bottom-right), torch's begins at the first (top-left)."""
+    q, k, v, dout = draw((1, 4, 2, seqlen_q, seqlen_k, 6), torch.float64, device)
+    bottom_right = attention(q, k, v, dout, causal_offset=seqlen_k - seqlen_q if causal else None)
+    out, lse, probabilities = flash_attn_func(
+        *(x.transpose(1, 2) for x in (q, k, v)), causal=causal, return_attn_probs=True
+    )
+    assert bottom_right.worst("out", out.transpose(1, 2)) <= 1.0
+    assert bottom_right.worst("lse", lse) <= 1.0
+    assert probabilities is None
+    top_left = attention(q, k, v, dout, causal_offset=0 if causal else None)
+    out = scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    assert top_left.worst("out", out) <= 1.0
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    assert top_left.worst("out", theirs) <= 1.0
+
+
+@pytest.mark.parametrize("heads_kv", [1, 2, 3])
+def test_grouped_heads_equal_repeated_heads(heads_kv: int, device: torch.device) -> None:
+    """Forward and dQ bit for bit; dK and dV are the sums over the group, which rounding reorders."""
+    q, k, v, dout = draw((1, 6, heads_kv, 9, 35, 5), torch.float64, device)
+    group = 6 // heads_kv
+    grouped = run(q, k, v, dout, causal_offset=26)
+    repeated = run(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), dout, causal_offset=26)
+    assert all(torch.equal(grouped[name], repeated[name]) for name in ("out", "lse", "dq"))
+    expected = attention(q, k, v, dout, causal_offset=26)
+    for name in ("dk", "dv"):
+        assert expected.worst(name, repeated[name].unflatten(1, (-1, group)).sum(2)) <= 1.0
+
+
+FORCED = {
+    "smallest": Tiles(*[TileConfig(16, 16, 2, 1)] * 3),
+    "tall": Tiles(*[TileConfig(64, 16, 4, 1)] * 3),
+    "wide": Tiles(*[TileConfig(16, 64, 4, 2)] * 3),
+    "each-its-own": Tiles(TileConfig(16, 32, 4, 1), TileConfig(32, 16, 2, 2), TileConfig(64, 32, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("name", FORCED)
+@pytest.mark.parametrize("offset", [None, 13, -9])
+def test_forced_tiles_are_used_and_compute_the_same_function(
+    name: str, offset: int | None, device: torch.device
+) -> None:
+    tiles = FORCED[name]
+    inputs = draw((1, 1, 1, 67, 70, 20), torch.float64, device)
+    with recorded_launches() as launches:
+        results = run(*inputs, causal_offset=offset, tiles=tiles)
+    expected = attention(*inputs, causal_offset=offset)
+    assert max(expected.worst(name, results[name]) for name in RESULTS) <= 1.0
+    for kernel, tile in (("forward_kernel", tiles.forward), ("dkdv_kernel", tiles.dkdv), ("dq_kernel", tiles.dq)):
+        (options,) = [launch.options for launch in launches if launch.kernel == kernel]
+        used = [options[key] for key in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")]
+        assert used == [tile.block_m, tile.block_n, tile.num_warps, tile.num_stages]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("function", [flash_attn_func, scaled_dot_product_attention])
+def test_gradcheck(function: object, causal: bool, device: torch.device) -> None:
+    inputs = [x.requires_grad_() for x in draw((1, 1, 1, 3, 2, 2), torch.float64, device)[:3]]
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if function is scaled_dot_product_attention:
+            return (scaled_dot_product_attention(q, k, v, is_causal=causal),)
+        heads_last = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse, _ = flash_attn_func(*heads_last, causal=causal, return_attn_probs=True)
+        return (out, torch.where(lse == -math.inf, 0.0, lse))
+
+    assert torch.autograd.gradcheck(call, inputs)
