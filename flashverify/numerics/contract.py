@@ -60,7 +60,8 @@ class Contract:
         flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
         block_q: query rows of a tile in the backward pass's walk over queries (dK, dV); the hard budget does not need it.
         block_k: keys of a tile in the forward pass's walk over keys. None says that the row is handled whole: no rescaling.
-            If the walk is unknown, state the smallest block that it may have: smaller blocks only enlarge the budget.
+        block_k_exact: whether the walk has blocks of exactly block_k keys; False says that block_k is the smallest that it
+            may have (a closed kernel), and the budget covers every larger block too.
         prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
         group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
     """
@@ -81,6 +82,7 @@ class Contract:
     flushes_subnormals: bool = False
     block_q: int | None = None
     block_k: int | None = None
+    block_k_exact: bool = True
     prescaled: bool = False
     group_partials: bool = False
 

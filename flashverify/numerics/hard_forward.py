@@ -217,8 +217,10 @@ def _lse_error(row: _Rows) -> torch.Tensor:
 
 def _row_sum_error(tile: Tile, coefficients: Coefficients, blocks: torch.Tensor, inverse_sum: torch.Tensor) -> torch.Tensor:
     """Relative error of the row sum l: additions in any order inside a block, then over blocks, rescaling, underflow."""
-    block_k = coefficients.contract.block_k
-    inside = tile.lengths if block_k is None else tile.lengths.clamp(max=float(block_k))
+    contract = coefficients.contract
+    inside = tile.lengths
+    if contract.block_k is not None and contract.block_k_exact:
+        inside = inside.clamp(max=float(contract.block_k))
     roundings = inside + 2.0 * blocks
     underflow = (tile.lengths * blocks + roundings) * coefficients.tiny * inverse_sum
     return torch.expm1(roundings * coefficients.unit) * (1.0 + underflow) + underflow

@@ -79,6 +79,8 @@ def test_the_budget_does_not_depend_on_its_tiles(tile_elements: int) -> None:
         {"prescaled": True},
         {"storage": FP16, "probability": None, "score_gradient": None},
         {"group_partials": True},
+        {"block_k_exact": False},
+        {"block_k": 16, "block_k_exact": False},
         {"operand": FP16},
         {"operand": FP16, "operand_truncated": True},
     ],
