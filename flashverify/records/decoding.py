@@ -26,9 +26,7 @@ def decode(data: bytes | str, kind: type[T], source: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{source}: got bytes that are not UTF-8 ({error.reason}), accepted is JSON in UTF-8"
-        ) from error
+        raise ValueError(f"{source}: got bytes that are not UTF-8 ({error.reason}), accepted is JSON in UTF-8") from error
     except msgspec.ValidationError as error:
         raise ValueError(f"{source}: {_explain(str(error), data, kind)}") from error
     except msgspec.DecodeError as error:

@@ -85,9 +85,10 @@ class Summary:
         verdicts: cases by verdict; every verdict has an entry.
         not_run: cases planned that left no record.
         checks: results by check and verdict.
-        groups: errors by tensor, mode, dtype and features, enclosure distances left out.
-        tensors: the worst known error in ulps of every (dtype, tensor, mode), enclosure distances left out.
-        tensor_headroom: largest error / budget of every (dtype, tensor, mode), likewise.
+        groups: errors by tensor, mode, dtype and features, in the cases' own dtype (see `in_case_dtype`), as below.
+        tensors: the worst known error in ulps of every (dtype, tensor, mode).
+        tensor_headroom: largest error / budget of every (dtype, tensor, mode).
+        tensor_relative: largest error relative to its tensor's largest true value, of every (dtype, tensor, mode).
         regime_headroom: largest error / budget of every regime.
         regime_ulp: largest error in ulps of every regime.
         regime_cases: records by regime and verdict.
@@ -103,6 +104,7 @@ class Summary:
     groups: tuple[Group, ...]
     tensors: dict[tuple[str, str, str], Worst]
     tensor_headroom: dict[tuple[str, str, str], Worst]
+    tensor_relative: dict[tuple[str, str, str], Worst]
     regime_headroom: dict[str, Worst]
     regime_ulp: dict[str, Worst]
     regime_cases: dict[str, dict[Verdict, int]]
@@ -148,7 +150,7 @@ def summarise(certificate: Certificate) -> Summary:
     """Aggregate a certificate's records; which case is named depends on their order only between equals."""
     records = certificate.records
     verdicts = Counter(settled_verdict(record) for record in records)
-    measured = [(record, entry) for record, entry in measurements(records) if entry.mode != ENCLOSURE]
+    measured = [(record, entry) for record, entry in measurements(records) if in_case_dtype(record, entry)]
     keyed = [((record.dtype, entry.tensor, entry.mode), record, entry) for record, entry in measured]
     keyed.sort(key=lambda item: table_order(*item[0]))
     distances = _worst_by(
@@ -163,9 +165,8 @@ def summarise(certificate: Certificate) -> Summary:
         groups=_groups(records),
         tensors=_worst_by((key, _worst_ulp(record, entry)) for key, record, entry in keyed),
         tensor_headroom=_worst_by((key, _worst_headroom(record, entry)) for key, record, entry in keyed),
-        regime_headroom=_worst_first(
-            _worst_by((record.regime, _worst_headroom(record, entry)) for record, entry in measured)
-        ),
+        tensor_relative=_worst_by((key, _worst_distance(record, entry)) for key, record, entry in keyed),
+        regime_headroom=_worst_first(_worst_by((record.regime, _worst_headroom(record, entry)) for record, entry in measured)),
         regime_ulp=_worst_first(_worst_by((record.regime, _worst_ulp(record, entry)) for record, entry in measured)),
         regime_cases=_count((record.regime, settled_verdict(record)) for record in records),
         forward_distance=distances.get(True),
@@ -183,12 +184,15 @@ def measurements(records: Iterable[CaseRecord]) -> Iterator[tuple[CaseRecord, Me
                 yield record, measurement
 
 
+def in_case_dtype(record: CaseRecord, entry: Measurement) -> bool:
+    """Whether a measurement is of the case's own dtype: distances from enclosures are always of a float64 kernel."""
+    return entry.mode != ENCLOSURE or record.dtype == "fp64"
+
+
 def table_order(*names: str) -> tuple[tuple[int, str], ...]:
     """A key that sorts by dtype, tensor and mode in the order of tables, and unknown names after the known ones."""
     orders = (DTYPE_ORDER, TENSOR_ORDER, MODE_ORDER)
-    return tuple(
-        (order.index(name) if name in order else len(order), name) for order, name in zip(orders, names, strict=False)
-    )
+    return tuple((order.index(name) if name in order else len(order), name) for order, name in zip(orders, names, strict=False))
 
 
 def _groups(records: Iterable[CaseRecord]) -> tuple[Group, ...]:
@@ -198,7 +202,7 @@ def _groups(records: Iterable[CaseRecord]) -> tuple[Group, ...]:
         if settled_verdict(record) is Verdict.UNSUPPORTED:
             declined[record.dtype, record.features].append(record)
     for record, entry in measurements(records):
-        if entry.mode != ENCLOSURE:
+        if in_case_dtype(record, entry):
             members[record.dtype, record.features, entry.tensor, entry.mode].append((record, entry))
     groups = []
     for (dtype, features, tensor, mode), found in members.items():

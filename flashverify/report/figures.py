@@ -8,7 +8,7 @@ from typing import Any
 
 from flashverify.cases.case import AttentionCase
 from flashverify.records.certificate import Certificate
-from flashverify.records.summary import ENCLOSURE, measurements, severity, table_order
+from flashverify.records.summary import ENCLOSURE, in_case_dtype, measurements, severity, table_order
 from flashverify.report.text import number
 
 TENSOR_COLOURS = {"out": "#3987c8", "lse": "#d99a00", "dq": "#17a07a", "dk": "#dd6640", "dv": "#a274cf"}
@@ -17,6 +17,9 @@ OTHER_COLOUR = "#8a8f98"
 
 SMALLEST_ULP = 2.0**-7
 """Smaller errors in ulps, 0 among them, are drawn here: a logarithmic axis has no zero."""
+
+LARGEST_ULP = 1e6
+"""Larger errors are drawn here: where terms cancel, the true value can be so small that its ulp says little."""
 
 LAST_OCTAVE = 16
 """The histogram's last octave takes every larger error too."""
@@ -41,10 +44,9 @@ def _headroom(certificate: Certificate) -> Figure | None:
     """Largest error / budget by feature (rows) and by dtype and tensor (columns)."""
     worst: dict[tuple[str, str, str], tuple[float, str]] = {}
     for record, entry in measurements(certificate.records):
-        if entry.mode == ENCLOSURE:
-            continue
+        dtype = "fp64" if entry.mode == ENCLOSURE else record.dtype
         for feature in record.features.split("+"):
-            key = (feature, record.dtype, entry.tensor)
+            key = (feature, dtype, entry.tensor)
             if key not in worst or severity(entry.headroom) > severity(worst[key][0]):
                 worst[key] = (entry.headroom, record.case)
     if not worst:
@@ -59,7 +61,7 @@ def _headroom(certificate: Certificate) -> Figure | None:
                 "x": [[dtype for dtype, _ in columns], [tensor for _, tensor in columns]],
                 "y": rows,
                 "z": [[None if cell is None else _colour_position(cell[0]) for cell in row] for row in cells],
-                "text": [["" if cell is None else number(_short(cell[0])) for cell in row] for row in cells],
+                "text": [["" if cell is None else _cell(cell[0]) for cell in row] for row in cells],
                 "customdata": [["" if cell is None else cell[1] for cell in row] for row in cells],
                 "texttemplate": "%{text}",
                 "hovertemplate": "%{y}, %{x}<br>error / budget %{text}<br>%{customdata}<extra></extra>",
@@ -91,9 +93,12 @@ def _colour_position(headroom: float) -> float:
     return round(math.log10(min(max(headroom, SMALLEST_HEADROOM), 10.0)), 3)
 
 
-def _short(x: float) -> float:
+def _cell(headroom: float) -> str:
     """Two digits; three where they decide on which side of the budget the error is."""
-    return float(f"{x:.{3 if 0.9 < x < 1.1 else 2}g}") if math.isfinite(x) else x
+    if 0.0 < headroom < SMALLEST_HEADROOM:
+        return f"< {number(SMALLEST_HEADROOM)}"
+    digits = 3 if 0.9 < headroom < 1.1 else 2
+    return number(float(f"{headroom:.{digits}g}") if math.isfinite(headroom) else headroom)
 
 
 def _length(certificate: Certificate) -> Figure | None:
@@ -101,12 +106,12 @@ def _length(certificate: Certificate) -> Figure | None:
     points: dict[tuple[str, str], list[tuple[int, float, str]]] = defaultdict(list)
     for record, entry in measurements(certificate.records):
         keys = _number_of_keys(record.case)
-        if entry.mode != ENCLOSURE and keys and math.isfinite(entry.max_ulp):
-            points[record.dtype, entry.tensor].append((keys, max(entry.max_ulp, SMALLEST_ULP), record.case))
+        if in_case_dtype(record, entry) and keys and math.isfinite(entry.max_ulp):
+            points[record.dtype, entry.tensor].append((keys, entry.max_ulp, record.case))
     if not points:
         return None
     dtypes = sorted({dtype for dtype, _ in points}, key=table_order)
-    drawn = [math.log10(ulp) for found in points.values() for _, ulp, _ in found]
+    drawn = [math.log10(_drawn(ulp)) for found in points.values() for _, ulp, _ in found]
     decades = max(1, math.ceil((max(drawn) - min(drawn)) / MOST_TICKS))
     layout: Figure = {
         "height": 400,
@@ -154,7 +159,7 @@ def _length(certificate: Certificate) -> Figure | None:
                 {
                     **common,
                     "x": [x for x, _, _ in found],
-                    "y": [_three_digits(y) for _, y, _ in found],
+                    "y": [_drawn(y) for _, y, _ in found],
                     "mode": "markers",
                     "marker": {"color": colour, "size": 4, "opacity": 0.3},
                     "hoverinfo": "skip",
@@ -165,12 +170,12 @@ def _length(certificate: Certificate) -> Figure | None:
                 {
                     **common,
                     "x": list(worst),
-                    "y": [_three_digits(y) for _, y, _ in worst.values()],
-                    "customdata": [case for _, _, case in worst.values()],
+                    "y": [_drawn(y) for _, y, _ in worst.values()],
+                    "customdata": [[number(ulp), case] for _, ulp, case in worst.values()],
                     "mode": "lines+markers",
                     "marker": {"color": colour, "size": 6},
                     "line": {"color": colour, "width": 1.3},
-                    "hovertemplate": f"{tensor}: %{{y}} ulp at %{{x}} keys<br>%{{customdata}}<extra></extra>",
+                    "hovertemplate": f"{tensor}: %{{customdata[0]}} ulp at %{{x}} keys<br>%{{customdata[1]}}<extra></extra>",
                     "showlegend": tensor not in named,
                 }
             )
@@ -186,15 +191,16 @@ def _number_of_keys(case_id: str) -> int:
         return 0
 
 
-def _three_digits(x: float) -> float:
-    return float(f"{x:.3g}")
+def _drawn(ulp: float) -> float:
+    """Where an error is drawn: within the plot, with three digits."""
+    return float(f"{min(max(ulp, SMALLEST_ULP), LARGEST_ULP):.3g}")
 
 
 def _histogram(certificate: Certificate) -> Figure | None:
     """How many measurements have their largest error in each octave of ulps, stacked by dtype."""
     tally: dict[str, dict[float, int]] = defaultdict(lambda: defaultdict(int))
     for record, entry in measurements(certificate.records):
-        if entry.mode != ENCLOSURE:
+        if in_case_dtype(record, entry):
             tally[record.dtype][_octave(entry.max_ulp)] += 1
     if not tally:
         return None
@@ -244,6 +250,6 @@ def _octave(ulp: float) -> float:
 def _octave_label(octave: float) -> str:
     if math.isinf(octave):
         return "not finite" if octave > 0 else "0"
-    if octave < 0:
-        return f"≤ 1/{2 ** int(-octave)}"
-    return f"≤ {2 ** int(octave):,}" if octave < LAST_OCTAVE else f"> {2 ** (LAST_OCTAVE - 1):,}"
+    if octave >= LAST_OCTAVE:
+        return f"> 2<sup>{LAST_OCTAVE - 1}</sup>"
+    return f"≤ {2 ** int(octave)}" if 0 <= octave < 7 else f"≤ 2<sup>{int(octave)}</sup>"

@@ -66,7 +66,7 @@ class View:
         distances: largest relative distance from the enclosures, forward and backward.
         problems: failures first, then inconclusive cases.
         problems_left_out: how many more there are.
-        tensors: worst known error of every tensor; labels are dtype, tensor, mode.
+        tensors: worst known error of every tensor; labels are dtype, tensor, mode, relative error.
         regimes: worst by regime; labels are the regime and its counts.
         groups: rows of dtype, features, tensor, mode, cases, elements, ulp, rms, bias, headroom, unsupported.
         unsupported: reason and number of cases.
@@ -133,7 +133,10 @@ def build_view(certificate: Certificate) -> View:
         ),
         problems=tuple(_problem(record) for record in problems[:PROBLEMS_SHOWN]),
         problems_left_out=max(0, len(problems) - PROBLEMS_SHOWN),
-        tensors=tuple(_row(plan.kernel, key, worst, summary.tensor_headroom[key]) for key, worst in summary.tensors.items()),
+        tensors=tuple(
+            _row(plan.kernel, (*key, number(summary.tensor_relative[key].value)), worst, summary.tensor_headroom[key])
+            for key, worst in summary.tensors.items()
+        ),
         regimes=_regimes(plan.kernel, summary),
         groups=_groups(summary),
         unsupported=summary.unsupported,

@@ -213,6 +213,4 @@ def _failing(old: CaseRecord, excess: float) -> CaseRecord:
         "worst": bad, "worst_ulp": bad,
     }  # fmt: skip
     broken = measurement(first.tensor, first.mode, **fields)
-    return record(
-        AttentionCase.from_id(old.case), Verdict.FAIL, (broken, *others), "12 elements of out exceed their budget"
-    )
+    return record(AttentionCase.from_id(old.case), Verdict.FAIL, (broken, *others), "12 elements of out exceed their budget")

@@ -195,9 +195,7 @@ def fits(value: object, schema: dict, root: dict) -> bool:  # type: ignore[type-
     if "enum" in schema:
         return value in schema["enum"]
     kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
-    if "type" in schema and not (
-        value is None if schema["type"] == "null" else isinstance(value, kinds[schema["type"]])
-    ):
+    if "type" in schema and not (value is None if schema["type"] == "null" else isinstance(value, kinds[schema["type"]])):
         return False
     if isinstance(value, dict):
         properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)

@@ -50,9 +50,7 @@ def test_a_record_is_no_better_than_its_checks() -> None:
 
 
 def test_groups_pool_their_elements() -> None:
-    first = record(
-        case(), measurements=(measurement(elements=100, rms_ulp=3.0, bias_ulp=0.5, max_ulp=2.0, headroom=0.9),)
-    )
+    first = record(case(), measurements=(measurement(elements=100, rms_ulp=3.0, bias_ulp=0.5, max_ulp=2.0, headroom=0.9),))
     second = record(
         case(seed=1), measurements=(measurement(elements=300, rms_ulp=1.0, bias_ulp=-0.5, max_ulp=7.0, headroom=0.1),)
     )
@@ -98,6 +96,14 @@ def test_distances_from_enclosures_are_kept_apart() -> None:
     assert summary.backward_distance.value == 2e-14
     assert [group.mode for group in summary.groups] == ["forward"]
     assert summarise(certificate(PASS)).forward_distance is None
+
+
+def test_distances_from_enclosures_are_the_errors_of_float64_cases() -> None:
+    entry = measurement("out", "enclosure", max_ulp=3.0, max_relative=1e-15)
+    summary = summarise(certificate(record(case(dtype="fp64"), measurements=(entry,)), PASS))
+    assert summary.tensors["fp64", "out", "enclosure"].value == 3.0
+    assert summary.tensor_relative["fp64", "out", "enclosure"].value == 1e-15
+    assert [group.mode for group in summary.groups] == ["forward", "enclosure"]
 
 
 def test_counts_and_orders() -> None:

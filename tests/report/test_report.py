@@ -153,9 +153,9 @@ def test_every_tensor_has_its_worst_case() -> None:
     for entry in kept.records:
         for result in entry.results:
             for found in result.measurements:
-                if found.mode != "enclosure":
+                if found.mode != "enclosure" or entry.dtype == "fp64":
                     key = (entry.dtype, found.tensor, found.mode)
-                    worst[key] = max(worst.get(key, (-1.0, "")), (found.max_ulp, entry.case))
+                    worst[key] = max(worst.get(key, (-1.0, "")), (found.max_ulp, entry.case), key=lambda pair: pair[0])
     text = render_markdown(kept)
     for (dtype, tensor, mode), (ulp, name) in worst.items():
         assert re.search(rf"\| {dtype} \| {tensor} \| {mode} \| {re.escape(number(ulp))} \| .* {re.escape(name)}`", text)
@@ -175,7 +175,7 @@ def test_the_plots_hold_the_numbers_and_plotly_accepts_them() -> None:
         for entry in CERTIFICATES["pass"].records
         for result in entry.results
         for found in result.measurements
-        if found.mode != "enclosure"
+        if found.mode != "enclosure" or entry.dtype == "fp64"
     ]
     assert sum(sum(trace["y"]) for trace in drawn["histogram"]["data"]) == len(entries)
     dots = [trace for trace in drawn["length"]["data"] if trace["mode"] == "markers"]
