@@ -133,6 +133,7 @@ def _length(certificate: Certificate) -> Figure | None:
         layout[axis.replace("x", "xaxis")] = {
             "type": "log",
             "title": {"text": "keys"},
+            **({} if column == 0 else {"matches": "x"}),
             "tickangle": 0,
             "exponentformat": "none",
             "dtick": 1,

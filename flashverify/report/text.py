@@ -13,17 +13,16 @@ DEFAULT_KERNEL = "triton"
 
 
 def number(x: float | None) -> str:
-    """A number with three significant digits: 0.0123, 4.57e-13, NaN, ∞; a dash for none."""
+    """A number with three significant digits: 0.0123, 1,850, 4.57e-13, NaN, ∞; a dash for none."""
     if x is None:
         return "–"
     if math.isnan(x):
         return "NaN"
     if math.isinf(x):
         return "∞" if x > 0 else "−∞"
-    magnitude = abs(x)
-    if magnitude >= 1000 and float(x).is_integer() and magnitude < 1e7:
-        return f"{x:,.0f}".replace("-", "−")
     text = f"{x:.{SIGNIFICANT_DIGITS}g}"
+    if 1e3 <= abs(float(text)) < 1e5:
+        return f"{float(text):,.0f}".replace("-", "−")
     text = re.sub(r"e([+-])0*(\d+)", lambda found: f"e{found[1].replace('+', '')}{found[2]}", text)
     return re.sub(r"^-", "−", text)
 
