@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 KernelOption = Annotated[str, typer.Option("--kernel", help="triton, mutant:NAME, or package.module:function.")]
 LaneOption = Annotated[str, typer.Option("--lane", help="auto, gpu or interpreter.")]

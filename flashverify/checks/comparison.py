@@ -53,6 +53,15 @@ class Comparison:
         """|error| - radius, at least 0: the part of the error that the oracle's own cannot explain."""
         return (self.error().abs() - self.radius).clamp(min=0.0)
 
+    def scale(self) -> torch.Tensor:
+        """The size that an element's error is seen against: the largest |truth| of its row; 0 where that drowns in the budget.
+
+        Rows run along the last dimension. Where truth cancels to less than the error allowed, there is no digit to count in.
+        """
+        known = torch.where(self.truth.isfinite(), self.truth, 0.0).abs()
+        largest = known.amax(-1, keepdim=True).expand_as(known)
+        return torch.where(largest > self.budget, largest, 0.0)
+
     def headroom(self) -> torch.Tensor:
         """(|error| + radius) / budget, elementwise (enclosures: - radius): at most 1 is a pass."""
         if self.mode == "enclosure":
@@ -65,16 +74,15 @@ def measure(comparison: Comparison) -> Measurement:
     value = comparison.value.double()
     truth = comparison.truth
     error = comparison.error()
-    size = error.abs()
-    if size.numel() == 0:
+    if error.numel() == 0:
         return _empty(comparison)
+    size = error.abs()
     headroom = comparison.headroom()
     beyond_radius = comparison.beyond_radius()
     certain = comparison.ratio(beyond_radius)
-    ulps = error / comparison.format.ulp(torch.where(truth.isfinite(), truth, 0.0))
-    largest_truth = float(torch.where(truth.isfinite(), truth, 0.0).abs().max())
-    worst = int(headroom.argmax())
-    worst_ulp = int(torch.where(ulps.isnan(), torch.inf, ulps.abs()).argmax())
+    scale = comparison.scale()
+    ulps = torch.where(scale > 0.0, error / comparison.format.ulp(scale), 0.0)
+    relative = torch.where(scale > 0.0, beyond_radius / scale, 0.0)
 
     def element(flat: int) -> Element:
         index = torch.unravel_index(torch.tensor(flat), size.shape)
@@ -96,10 +104,10 @@ def measure(comparison: Comparison) -> Measurement:
         bias_ulp=float((ulps * truth.sign()).mean()),
         headroom=float(headroom.max()),
         certain_excess=float(certain.max()),
-        max_relative=float(beyond_radius.max()) / largest_truth if largest_truth else 0.0,
+        max_relative=float(relative.max()),
         violations=int((certain > 1.0).sum()),
-        worst=element(worst),
-        worst_ulp=element(worst_ulp),
+        worst=element(int(headroom.argmax())),
+        worst_ulp=element(int(torch.where(ulps.isnan(), torch.inf, ulps.abs()).argmax())),
     )
 
 
