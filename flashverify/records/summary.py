@@ -88,7 +88,7 @@ class Summary:
         groups: errors by tensor, mode, dtype and features, in the cases' own dtype (see `in_case_dtype`), as below.
         tensors: the worst known error in ulps of every (dtype, tensor, mode).
         tensor_headroom: largest error / budget of every (dtype, tensor, mode).
-        tensor_relative: largest error relative to its tensor's largest true value, of every (dtype, tensor, mode).
+        tensor_relative: largest error relative to its row's largest true value, of every (dtype, tensor, mode).
         regime_headroom: largest error / budget of every regime.
         regime_ulp: largest error in ulps of every regime.
         regime_cases: records by regime and verdict.

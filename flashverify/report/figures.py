@@ -19,7 +19,7 @@ SMALLEST_ULP = 2.0**-7
 """Smaller errors in ulps, 0 among them, are drawn here: a logarithmic axis has no zero."""
 
 LARGEST_ULP = 1e6
-"""Larger errors are drawn here: where terms cancel, the true value can be so small that its ulp says little."""
+"""Larger errors are drawn here: a broken kernel must not squeeze all others to a line."""
 
 LAST_OCTAVE = 16
 """The histogram's last octave takes every larger error too."""
