@@ -121,7 +121,7 @@ def resolve_scale(name: str, scale: float | None, q: torch.Tensor) -> float:
         return float(q.shape[3]) ** -0.5
     check_real(name, scale)
     scale = float(scale)
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:  # math.isfinite can't be traced with a symbol
         raise ValueError(f"{name}: got {scale}, accepted are finite numbers and None")
     smallest, largest = SCALE_RANGE[q.dtype]
     if scale != 0.0 and not smallest <= abs(scale) <= largest:

@@ -95,9 +95,7 @@ def test_public_functions_align_their_masks(seqlen_q: int, seqlen_k: int, causal
     """flash-attn's causal mask ends at the last key (bottom-right), torch's begins at the first (top-left)."""
     q, k, v, dout = draw((1, 4, 2, seqlen_q, seqlen_k, 6), torch.float64, device)
     bottom_right = attention(q, k, v, dout, causal_offset=seqlen_k - seqlen_q if causal else None)
-    out, lse, probabilities = flash_attn_func(
-        *(x.transpose(1, 2) for x in (q, k, v)), causal=causal, return_attn_probs=True
-    )
+    out, lse, probabilities = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=causal, return_attn_probs=True)
     assert bottom_right.worst("out", out.transpose(1, 2)) <= 1.0
     assert bottom_right.worst("lse", lse) <= 1.0
     assert probabilities is None
@@ -131,9 +129,7 @@ FORCED = {
 
 @pytest.mark.parametrize("name", FORCED)
 @pytest.mark.parametrize("offset", [None, 13, -9])
-def test_forced_tiles_are_used_and_compute_the_same_function(
-    name: str, offset: int | None, device: torch.device
-) -> None:
+def test_forced_tiles_are_used_and_compute_the_same_function(name: str, offset: int | None, device: torch.device) -> None:
     tiles = FORCED[name]
     inputs = draw((1, 1, 1, 67, 70, 20), torch.float64, device)
     with recorded_launches() as launches:
