@@ -128,8 +128,6 @@ def test_everything_around_the_values_is_nan(layout: str) -> None:
         assert not storage[used].isnan().any()
         assert not used[:GUARD].any()
         assert not used[-GUARD:].any()
-        if layout == "padded":
-            assert (~used[GUARD:-GUARD]).sum() == group[0].numel() // group[0].shape[-1] * PADDING or group[0].ndim == 3
 
 
 def test_unknown_layout() -> None:

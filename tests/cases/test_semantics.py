@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import key_head, visible, visible_mask
 from flashverify.cases.strategies import cases
 
 
+@settings(deadline=None)
 @given(cases(max_elements=2**10))
 def test_scalar_and_vectorised_visibility_agree(case: AttentionCase) -> None:
     mask = visible_mask(case, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))

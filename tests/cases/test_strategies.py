@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import find, given
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from flashverify.cases.case import AttentionCase
@@ -12,6 +12,7 @@ from flashverify.cases.regimes import REGIMES
 from flashverify.cases.strategies import cases
 
 
+@settings(deadline=None)
 @given(st.data(), st.sampled_from((1, 2, 7, 300, 2**14)))
 def test_sizes_are_bounded(data: st.DataObject, max_elements: int) -> None:
     case = data.draw(cases(max_elements=max_elements, dtypes=("fp32",)))
