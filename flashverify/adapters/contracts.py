@@ -32,7 +32,7 @@ def tensor_core(device: torch.device) -> TensorCore:
 
 
 def flash_attention(
-    dtype: str, device: torch.device, *, block_q: int | None, block_k: int | None, tf32: bool = False, **stated: object
+    dtype: str, device: torch.device, *, block_q: int | None, block_k: int, tf32: bool = False, **stated: object
 ) -> Contract:
     """The contract of a FlashAttention kernel: P and dS rounded to the dtype of the inputs, sums in float32.
 
@@ -40,7 +40,7 @@ def flash_attention(
         dtype: short name of the case's dtype.
         device: a CUDA device, or cpu for Triton's interpreter, whose products are numpy's.
         block_q: query rows of a tile in the walk over queries, None if unknown.
-        block_k: keys of a tile in the walk over keys, None if unknown.
+        block_k: keys of a tile in the walk over keys; if unknown, the smallest that it may have, and block_k_exact=False.
         tf32: whether float32 products round their operands to tf32.
         stated: further fields of `Contract` that the kernel states.
     """

@@ -20,8 +20,8 @@ class FunctionKernel:
     """A function `f(query, key, value, *, is_causal, scale, enable_gqa)` on (B,H,N,D) tensors, aligned top-left if causal.
 
     It returns out, or (out, lse) with lse (B,H,N) in natural units. If it has an attribute `numerical_contract`, a callable from
-    (case, device) to `Contract`, that is its contract; otherwise that of a FlashAttention kernel with tiles of 16 keys is assumed,
-    the finest that tensor cores allow.
+    (case, device) to `Contract`, that is its contract; otherwise that of a FlashAttention kernel with tiles of at least 16 keys is
+    assumed, the finest that tensor cores allow.
     """
 
     def __init__(self, path: str, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class FunctionKernel:
         if stated is not None:
             contract: Contract = stated(case, self.device)
             return contract
-        return flash_attention(case.dtype, self.device, block_q=16, block_k=16)
+        return flash_attention(case.dtype, self.device, block_q=None, block_k=16, block_k_exact=False)
 
     def configuration(self, case: AttentionCase) -> dict[str, str]:
         """Whether the contract is the function's own or assumed."""
@@ -72,12 +72,8 @@ class FunctionKernel:
     def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
         """Forward and backward; see `Kernel.run`."""
 
-        def attention(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            returned = self._function(
-                q, k, v, is_causal=case.mask != "full", scale=case.scale, enable_gqa=case.group_size > 1
-            )
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            returned = self._function(q, k, v, is_causal=case.mask != "full", scale=case.scale, enable_gqa=case.group_size > 1)
             return returned if isinstance(returned, tuple) else (returned, None)
 
         return differentiate(attention, inputs)

@@ -45,10 +45,15 @@ class TritonKernel:
         return None
 
     def contract(self, case: AttentionCase) -> Contract:
-        """Sums in float32 (float64), P and dS rounded to the inputs' dtype, keys walked from the left in tiles."""
+        """Sums in float32 (float64), P and dS rounded to the inputs' dtype, keys walked from the left, scores shifted before scaling."""
         tiles = self._tiles(case)
         return flash_attention(
-            case.dtype, self.device, block_q=tiles.dkdv.block_m, block_k=tiles.forward.block_n, **self._exponents
+            case.dtype,
+            self.device,
+            block_q=tiles.dkdv.block_m,
+            block_k=tiles.forward.block_n,
+            exponent="shifted",
+            scale_roundings=2 if case.dtype == "fp64" else 1,  # formed in float64
         )
 
     def configuration(self, case: AttentionCase) -> dict[str, str]:
@@ -78,8 +83,6 @@ class TritonKernel:
             return out, lse
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
-
-    _exponents: dict[str, object] = {}
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the package is imported late
         return self._tables.tiles_for(self.device, TORCH_DTYPES[case.dtype], case.head_dim, case.mask != "full")

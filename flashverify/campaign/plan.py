@@ -12,9 +12,7 @@ from flashverify.cases.case import AttentionCase
 def select(cases: Iterable[AttentionCase], words: Iterable[str]) -> tuple[AttentionCase, ...]:
     """The cases whose id or feature list contains every one of the words."""
     wanted = list(words)
-    return tuple(
-        case for case in cases if all(word in case.id or word in case.features for word in wanted)
-    )
+    return tuple(case for case in cases if all(word in case.id or word in case.features for word in wanted))
 
 
 def spread(cases: Iterable[AttentionCase]) -> tuple[AttentionCase, ...]:

@@ -48,9 +48,7 @@ def _against(examination: Examination, reference: Reference) -> Iterator[Compari
     yield from _compare(examination, reference, "end-to-end", BACKWARD)
 
 
-def _compare(
-    examination: Examination, reference: Reference, mode: str, tensors: tuple[str, ...]
-) -> Iterator[Comparison]:
+def _compare(examination: Examination, reference: Reference, mode: str, tensors: tuple[str, ...]) -> Iterator[Comparison]:
     contract = examination.contract
     for name in tensors:
         yield Comparison(

@@ -139,7 +139,10 @@ def judge(measurements: list[Measurement]) -> tuple[Verdict, str]:
     unclear = [m for m in measurements if not m.headroom <= 1.0]
     if unclear:
         worst = max(unclear, key=lambda m: m.headroom)
-        return Verdict.INCONCLUSIVE, f"oracle not sharp enough: {worst.tensor} ({worst.mode}) lies within its radius of the budget"
+        return (
+            Verdict.INCONCLUSIVE,
+            f"oracle not sharp enough: {worst.tensor} ({worst.mode}) lies within its radius of the budget",
+        )
     return Verdict.PASS, ""
 
 

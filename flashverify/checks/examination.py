@@ -41,4 +41,3 @@ class Examination:
         double = Examination(self.kernel, self.case.replace(dtype="fp64"))
         double.inputs = layouts.apply(double.case, self.inputs.double())
         return double
-

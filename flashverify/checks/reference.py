@@ -29,9 +29,7 @@ class Reference:
 
     def range_violation(self, examination: Examination) -> str | None:
         """Why the case is beyond the range of the kernel's formats, or None."""
-        return range_violation(
-            examination.case, examination.inputs, self.truth, self.budget, examination.contract
-        )
+        return range_violation(examination.case, examination.inputs, self.truth, self.budget, examination.contract)
 
 
 def end_to_end(examination: Examination) -> Reference:

@@ -54,7 +54,13 @@ _ALL = (
         "delta-missing",
         "The backward pass forgets delta, the row sum of dO·out.",
         "control",
-        (Edit("backward.py", "    tl.store(delta_ptr + row_offsets, delta,", "    tl.store(delta_ptr + row_offsets, 0.0 * delta,"),),
+        (
+            Edit(
+                "backward.py",
+                "    tl.store(delta_ptr + row_offsets, delta,",
+                "    tl.store(delta_ptr + row_offsets, 0.0 * delta,",
+            ),
+        ),
     ),
     Mutant(
         "tf32-for-fp32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from flashverify.numerics.formats import FP64, Format
 
@@ -38,6 +39,9 @@ class AnyOrder:
         return float(length)
 
 
+Exponent = Literal["scaled", "fused", "shifted"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
     """What a kernel states about its arithmetic. Every parameter of the hard budget comes from here.
@@ -56,7 +60,9 @@ class Contract:
         operand_truncated: whether the rounding to `operand` may truncate (tf32 read as the upper bits of float32).
         scale_roundings: roundings in the logit multiplier scale·log2(e): 1 if it is formed in float64 and rounded once, 2 if
             the scale is rounded before (or if the kernel is a float64 one).
-        fused: whether score·scale - maximum is known to be one fused operation (False covers both).
+        exponent: how an exponent is formed from a score s. "scaled": s·c - m, fused or not, with lse in base 2 in the backward pass;
+            "fused": the same, known to be one fused operation; "shifted": (s - m)·c, and (s·scale - lse)·log2(e) in the backward
+            pass with the product rounded by itself.
         flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
         block_q: query rows of a tile in the backward pass's walk over queries (dK, dV); the hard budget does not need it.
         block_k: keys of a tile in the forward pass's walk over keys. None says that the row is handled whole: no rescaling.
@@ -78,7 +84,7 @@ class Contract:
     division_ulps: float
     operand_truncated: bool = False
     scale_roundings: int = 2
-    fused: bool = False
+    exponent: Exponent = "scaled"
     flushes_subnormals: bool = False
     block_q: int | None = None
     block_k: int | None = None

@@ -64,37 +64,55 @@ def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor) -> Wei
     )
 
 
+def score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
+    """Bound of |computed z - true z| in base-2 units by the dot product alone, (c, r, n) (lemma 3)."""
+    multiplier, tiny = abs(tile.scale) * LOG2E, coefficients.tiny
+    head_dim = tile.q.shape[-1]
+    dot = coefficients.score_dot(head_dim) * tile.score_magnitude + 2.0 * head_dim * tiny
+    # c itself may underflow; tiny·A covers that
+    return multiplier * (1.0 + coefficients.multiplier) * dot + tiny * (tile.score_magnitude + dot)
+
+
 def logit_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
     """Bound of |computed z - true z| in base-2 units, (c, r, n): dot product, multiplier, product rounding (lemma 3)."""
-    multiplier = abs(tile.scale) * LOG2E
-    c_error, tiny = coefficients.multiplier, coefficients.tiny
-    head_dim = tile.q.shape[-1]
-    score_error = coefficients.score_dot(head_dim) * tile.score_magnitude + 2.0 * head_dim * tiny
-    # c itself may underflow; tiny·A covers that
-    error = multiplier * (1.0 + c_error) * score_error + tiny * (tile.score_magnitude + score_error)
-    error = error + multiplier * c_error * tile.score.abs()
-    if coefficients.contract.fused:
+    logit = abs(tile.scale) * LOG2E * tile.score.abs()
+    error = score_error(tile, coefficients) + coefficients.multiplier * logit
+    if coefficients.contract.exponent == "fused":
         return error
-    return error + coefficients.unit * (multiplier * tile.score.abs() + error) + tiny
+    return error + coefficients.unit * (logit + error) + coefficients.tiny
+
+
+def weight_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
+    """The part of an exponent's error that does not shrink with its distance from the maximum, base 2, (c, r, n)."""
+    if coefficients.contract.exponent == "shifted":
+        return score_error(tile, coefficients)
+    return logit_error(tile, coefficients)
 
 
 def forward_exponent(tile: Tile, coefficients: Coefficients, error: torch.Tensor, rescales: torch.Tensor) -> torch.Tensor:
     """Exponent error omega of the forward pass, natural units, (c, r, n) (lemma 4).
 
     The running maximum cancels between numerator and denominator, and the arguments of the exponential of a key and of all
-    its later rescaling factors add up to its distance from the final maximum: their roundings are u times that distance.
+    its later rescaling factors add up to its distance from the final maximum: their roundings are u times that distance, and
+    for shifted scores, which are multiplied after the subtraction, so is everything but the dot product's error.
 
     Args:
         tile: the tile.
         coefficients: the contract's coefficients.
-        error: logit error, base 2, (c, r, n).
+        error: `weight_error`, (c, r, n).
         rescales: (r, 1), how often a row's maximum may move after its first block.
     """
     gap = (row_maximum(tile.logit, tile.seen) - tile.logit) * LOG2E
     largest_error = row_maximum(error, tile.seen)
-    rounding = coefficients.unit * (gap + largest_error + 3.0 * error)
+    distance = gap + largest_error + 3.0 * error
     exponentials = 1.0 + rescales
-    base2 = error + rounding + exponentials * coefficients.tiny
+    if coefficients.contract.exponent == "shifted":
+        rounding = coefficients.growth(coefficients.contract.scale_roundings + 2.0) * distance
+        tiny = coefficients.tiny * (1.0 + abs(tile.scale) * LOG2E)  # the difference may underflow, then the product
+    else:
+        rounding = coefficients.unit * distance
+        tiny = coefficients.tiny
+    base2 = error + rounding + exponentials * tiny
     omega = LN2 * base2 + exponentials * coefficients.exponential
     return torch.where(tile.seen, omega, 0.0)
 
@@ -102,7 +120,7 @@ def forward_exponent(tile: Tile, coefficients: Coefficients, error: torch.Tensor
 def backward_exponent(tile: Tile, coefficients: Coefficients, lse: torch.Tensor, lse_error: torch.Tensor) -> torch.Tensor:
     """Exponent error omega of the backward pass, natural units, (c, r, n) (lemma 7).
 
-    The kernel forms p = exp2(z - lse·log2 e) from an lse stored in natural units.
+    The kernel forms p = exp2(z - lse·log2 e) from an lse stored in natural units, or p = exp2((x - lse)·log2 e) if shifted.
 
     Args:
         tile: the tile.
@@ -110,12 +128,28 @@ def backward_exponent(tile: Tile, coefficients: Coefficients, lse: torch.Tensor,
         lse: (c, r, 1), finite, natural units.
         lse_error: (c, r, 1), how far the lse that the kernel used may be from `lse`; 0 in modular mode.
     """
+    if coefficients.contract.exponent == "shifted":
+        return _shifted_backward_exponent(tile, coefficients, lse, lse_error)
     error = logit_error(tile, coefficients)
     converted = coefficients.growth(2.0)  # the constant log2(e), and the product
     base2_lse_error = LOG2E * (lse_error + converted * (lse.abs() + lse_error)) + coefficients.tiny
     distance = (tile.score * tile.scale - lse).abs() * LOG2E
     rounding = coefficients.unit * (distance + error + base2_lse_error) + coefficients.tiny
     omega = LN2 * (error + base2_lse_error + rounding) + coefficients.exponential
+    return torch.where(tile.seen, omega, 0.0)
+
+
+def _shifted_backward_exponent(
+    tile: Tile, coefficients: Coefficients, lse: torch.Tensor, lse_error: torch.Tensor
+) -> torch.Tensor:
+    """`backward_exponent` where x = score·scale is rounded by itself and log2(e) multiplies its distance from lse."""
+    logit = (tile.score * tile.scale).abs()
+    # the scale and the product are one rounding each; the dot's error is that of the forward pass, in natural units
+    error = (1.0 + coefficients.unit) * LN2 * score_error(tile, coefficients) + coefficients.growth(2.0) * logit
+    error = error + lse_error + coefficients.tiny
+    distance = (tile.score * tile.scale - lse).abs() + error
+    # the difference, the constant log2(e), and the product
+    omega = error + coefficients.growth(3.0) * distance + 3.0 * coefficients.tiny + coefficients.exponential
     return torch.where(tile.seen, omega, 0.0)
 
 

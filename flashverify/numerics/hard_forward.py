@@ -23,6 +23,7 @@ from flashverify.numerics.exponents import (
     logit_error,
     perturbed_weights,
     row_maximum,
+    weight_error,
 )
 from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
 
@@ -108,7 +109,7 @@ class _Rows:
         """Exponent errors, weights and row sums of a tile."""
         blocks = _blocks(tile.lengths, coefficients.contract.block_k)
         rescales = (blocks - 1.0).clamp(min=0.0)
-        error = logit_error(tile, coefficients)
+        error = weight_error(tile, coefficients)
         omega = forward_exponent(tile, coefficients, error, rescales)
         weights = perturbed_weights(tile, lse, omega)
         retained = (weights.p * torch.exp(-omega)).sum(-1, keepdim=True)
@@ -237,14 +238,15 @@ def _inverse_sum(
     """Upper bound of 1/l^ where l^ is relative to the computed maximum, (c, r, 1) (lemma 6).
 
     Two lower bounds of l^: the true sum, shrunk by the exponent errors and by the maximum's own; and the weight of the key
-    that holds the computed maximum, whose exponent is 0 up to the rounding of a fused product.
+    that holds the computed maximum, whose exponent is 0 up to the rounding of a fused product (exactly 0 for shifted scores).
     """
     seen = tile.seen
     maximum = row_maximum(tile.logit, seen)
     largest_error = row_maximum(error, seen)
     from_sum = torch.exp((maximum - lse + LN2 * largest_error).clamp(max=LARGEST_LOG)) / retained
     largest_logit = abs(tile.scale) * LOG2E * row_maximum(tile.score.abs(), seen) + largest_error
-    shrink = LN2 * (coefficients.unit * largest_logit + coefficients.tiny) + (1.0 + rescales) * coefficients.exponential
+    residual = 0.0 if coefficients.contract.exponent == "shifted" else coefficients.unit * largest_logit
+    shrink = LN2 * (residual + coefficients.tiny) + (1.0 + rescales) * coefficients.exponential
     return torch.minimum(from_sum, torch.exp(shrink.clamp(max=LARGEST_LOG)))
 
 

@@ -99,9 +99,7 @@ def backward(
     return found["dq"], found["dk"], found["dv"]
 
 
-def attention(
-    case: AttentionCase, inputs: Inputs, precision: int = PRECISION, limit: int = PRECISION_LIMIT
-) -> Enclosure:
+def attention(case: AttentionCase, inputs: Inputs, precision: int = PRECISION, limit: int = PRECISION_LIMIT) -> Enclosure:
     """Enclosures of all outputs, end to end: the backward pass gets the balls of out and lse. On the CPU.
 
     Raises:
@@ -193,9 +191,7 @@ def _softmax_product(sees: list[list[bool]], x: Matrix, v: Matrix) -> tuple[Matr
     return arb_mat(x.nrows(), x.ncols(), weights) * v, lse
 
 
-def _score_gradient(
-    sees: list[list[bool]], x: Matrix, head: _Head, out: Matrix, lse: list[Arb]
-) -> tuple[Matrix, Matrix]:
+def _score_gradient(sees: list[list[bool]], x: Matrix, head: _Head, out: Matrix, lse: list[Arb]) -> tuple[Matrix, Matrix]:
     """P and dS of one head."""
     dp = head.dout * head.v.transpose()
     p, ds = [], []

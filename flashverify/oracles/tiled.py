@@ -24,9 +24,7 @@ TILE_ELEMENTS = 2**24
 """Default number of pairs in a tile: 128 MiB of float64."""
 
 
-def forward(
-    case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEMENTS
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEMENTS) -> tuple[torch.Tensor, torch.Tensor]:
     """Float64 out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q).
 
     Raises:
@@ -119,9 +117,7 @@ def _groups(case: AttentionCase) -> Iterator[tuple[int, int, list[int]]]:
             yield b, g, [h for h in range(case.heads_q) if key_head(case, h) == g]
 
 
-def _tiles(
-    case: AttentionCase, heads: int, device: torch.device, tile_elements: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
+def _tiles(case: AttentionCase, heads: int, device: torch.device, tile_elements: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """Blocks of the stacked rows (head-major), each with its visibility, bool (rows, seqlen_k)."""
     columns = torch.arange(case.seqlen_k, device=device)
     height = max(1, tile_elements // case.seqlen_k)

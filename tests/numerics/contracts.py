@@ -29,7 +29,7 @@ def contract_of(dtype: str, options: Options) -> Contract:
         log2_ulps=2.0,
         log2_absolute=0.0,
         division_ulps=0.5,
-        fused=options.fused,
+        exponent=options.exponent,
         flushes_subnormals=dtype != "fp64",
         block_k=options.block_k,
         prescaled=options.prescale,

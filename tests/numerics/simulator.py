@@ -26,7 +26,7 @@ class Options:
 
     dot: str = "tensor-core"  # or "any-order", "tf32", "tf32-truncated"
     block_k: int | None = 32
-    fused: bool = False
+    exponent: str = "scaled"  # or "fused", "shifted"
     exp2_ulps: int = 2
     noise: int = 0
     scale_factor: float = 1.0
@@ -118,9 +118,11 @@ class Kernel:
         return cast(p, self.probability)
 
     def exponent(self, s: np.ndarray, c: np.floating, shift: np.ndarray) -> np.ndarray:
-        if self.options.fused:
+        if self.options.exponent == "fused":
             wide = s.astype(np.longdouble) * np.longdouble(c) - shift[:, None].astype(np.longdouble)
             return wide.astype(self.work)
+        if self.options.exponent == "shifted":
+            return ((s - shift[:, None]).astype(self.work) * c).astype(self.work)
         return s * c - shift[:, None]
 
     def multiplier(self, scale: float) -> tuple[np.floating, np.floating]:
@@ -136,7 +138,10 @@ class Kernel:
         self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, scale: float
     ) -> tuple[np.ndarray, np.ndarray]:
         options, work = self.options, self.work
-        c, _ = self.multiplier(scale)
+        shifted = options.exponent == "shifted"
+        if shifted and scale < 0.0:
+            q, scale = -q, -scale  # a maximum of raw scores wants a positive scale
+        c, factor = self.multiplier(scale)
         rows, keys = seen.shape
         m = np.full(rows, -np.inf, work)
         total = np.zeros(rows, work)
@@ -147,13 +152,13 @@ class Kernel:
             s, used = self.scores(q, k[cut], c)
             s = np.where(seen[:, cut], s, -np.inf if used >= 0 else np.inf).astype(work)
             with np.errstate(invalid="ignore"):
-                z = np.where(seen[:, cut], s * used, -np.inf).astype(work)
+                z = np.where(seen[:, cut], s if shifted else s * used, -np.inf).astype(work)
             new = z.max(1) if options.lose_maximum else np.maximum(m, z.max(1))
             shift = np.where(np.isneginf(new), 0, new).astype(work)
             with np.errstate(invalid="ignore"):
                 t = np.where(seen[:, cut], self.exponent(s, used, shift), -np.inf).astype(work)
                 p = self.exp2(t)
-                alpha = self.exp2(np.where(np.isneginf(m), -np.inf, m - shift).astype(work))
+                alpha = self.exp2((np.where(np.isneginf(m), -np.inf, m - shift) * (used if shifted else 1)).astype(work))
             if options.no_rescale or options.lose_maximum:
                 alpha = np.ones_like(alpha)
             total = (total * alpha + p.sum(1, dtype=work)).astype(work)
@@ -162,8 +167,12 @@ class Kernel:
         empty = total == 0
         out = acc / np.where(empty, 1, total)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            lse2 = np.where(empty, -np.inf, m + np.log2(total)).astype(work)
-            lse = lse2 if options.lse_base2 else (lse2 * work(math.log(2))).astype(work)
+            if shifted:
+                natural = (np.log2(total).astype(work) * work(math.log(2))).astype(work)
+                lse = np.where(empty, -np.inf, (m * factor).astype(work) + natural).astype(work)
+            else:
+                lse2 = np.where(empty, -np.inf, m + np.log2(total)).astype(work)
+                lse = lse2 if options.lse_base2 else (lse2 * work(math.log(2))).astype(work)
         return cast(out.astype(work), self.dtype), lse
 
     def backward(
@@ -187,9 +196,14 @@ class Kernel:
         if self.options.without_delta:
             delta = np.zeros_like(delta)
         s, used = self.scores(q, k, c)
-        lse2 = np.where(np.isneginf(lse), 0, lse).astype(work) * work(math.log2(math.e))
+        finite_lse = np.where(np.isneginf(lse), 0, lse).astype(work)
+        log2e = work(math.log2(math.e))
+        if self.options.exponent == "shifted":
+            t = (((s * factor).astype(work) - finite_lse[:, None]).astype(work) * log2e).astype(work)
+        else:
+            t = self.exponent(s, used, finite_lse * log2e)
         with np.errstate(over="ignore"):
-            p = np.where(seen & ~np.isneginf(lse)[:, None], self.exp2(self.exponent(s, used, lse2)), 0).astype(work)
+            p = np.where(seen & ~np.isneginf(lse)[:, None], self.exp2(t), 0).astype(work)
         dp = self.dot(dout, v.T)
         ds = cast((p * (dp - delta[:, None])).astype(work), self.dtype)
         dq = cast((self.dot(ds, k) * factor).astype(work), self.dtype)

@@ -75,7 +75,7 @@ def test_the_budget_does_not_depend_on_its_tiles(tile_elements: int) -> None:
     "change",
     [
         {"exp2_ulps": 20.0},
-        {"fused": False, "scale_roundings": 40},
+        {"exponent": "scaled", "scale_roundings": 40},
         {"prescaled": True},
         {"storage": FP16, "probability": None, "score_gradient": None},
         {"group_partials": True},

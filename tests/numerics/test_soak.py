@@ -40,12 +40,13 @@ def configurations(dtype: str, kind: str):
             lse_grad=bool(random.integers(2)),
             seed=int(random.integers(1 << 30)),
         )
+        exponent = ("scaled", "fused", "shifted")[random.integers(3)]
         options = Options(
             dot=dot,
             block_k=(16, 32, None)[random.integers(3)],
-            fused=bool(random.integers(2)),
+            exponent=exponent,
             noise=int(random.integers(1 << 30)),
-            prescale=bool(random.integers(5) == 0),
+            prescale=exponent != "shifted" and bool(random.integers(5) == 0),
         )
         yield case, options
 
