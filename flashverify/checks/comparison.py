@@ -54,12 +54,14 @@ class Comparison:
         return (self.error().abs() - self.radius).clamp(min=0.0)
 
     def scale(self) -> torch.Tensor:
-        """The size that an element's error is seen against: the largest |truth| of its row; 0 where that drowns in the budget.
+        """The size that an element's error is seen against: the largest |truth| of its head; 0 where that drowns in the budget.
 
-        Rows run along the last dimension. Where truth cancels to less than the error allowed, there is no digit to count in.
+        A head is the (N, D) matrix (lse: the N values) of one batch entry and head. Where truth cancels to less than the error
+        allowed, there is no digit to count in.
         """
         known = torch.where(self.truth.isfinite(), self.truth, 0.0).abs()
-        largest = known.amax(-1, keepdim=True).expand_as(known)
+        heads = known.flatten(2)
+        largest = heads.amax(-1, keepdim=True).expand_as(heads).reshape(known.shape)
         return torch.where(largest > self.budget, largest, 0.0)
 
     def headroom(self) -> torch.Tensor:

@@ -50,14 +50,14 @@ class Measurement:
             "end-to-end" (backward from the inputs alone) or "enclosure" (distance from rigorous balls).
         elements: number of elements compared.
         max_error: largest |value - truth|, in the tensor's own unit.
-        max_ulp: largest |value - truth| in ulps of the output's dtype at the largest |truth| of its row (the last dimension);
-            rows whose truth drowns in the budget, because it cancels, are left out.
+        max_ulp: largest |value - truth| in ulps of the output's dtype at the largest |truth| of its head;
+            heads whose truth drowns in the budget, because it cancels, are left out.
         rms_error: root mean square of value - truth.
         rms_ulp: root mean square of the error in those ulps.
         bias_ulp: mean signed error in those ulps, (value - truth)·sign(truth): negative means shrinkage.
         headroom: largest (|value - truth| + oracle radius) / budget; above 1 the budget is exceeded.
         certain_excess: largest (|value - truth| - oracle radius) / budget; above 1 it is exceeded beyond doubt.
-        max_relative: largest error beyond the oracle's radius, relative to the largest |truth| of its row, as for
+        max_relative: largest error beyond the oracle's radius, relative to the largest |truth| of its head, as for
             max_ulp; for "enclosure", the distance from the enclosure.
         violations: number of elements beyond doubt outside the budget (or not finite, or not exact where that is due).
         worst: the element with the largest headroom.
