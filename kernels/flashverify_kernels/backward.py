@@ -74,8 +74,14 @@ def delta_kernel(
 
 @triton.jit
 def probabilities(scores, lse, scale):
-    """P = exp(scale·S - lse); lse = +inf (padding rows) gives 0."""
-    return tl.exp2((scores * scale - lse) * LOG2E)
+    """P = exp(scale·S - lse); lse = +inf (padding rows) gives 0.
+
+    Never above 1: a score that is summed in another order than forward's may exceed lse by ulps, which are large for
+    large logits. NaN stays NaN.
+    """
+    exponent = scores * scale - lse
+    exponent = tl.where(exponent > 0.0, 0.0, exponent)
+    return tl.exp2(exponent * LOG2E)
 
 
 @triton.jit

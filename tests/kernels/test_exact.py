@@ -140,6 +140,21 @@ def test_huge_logits_choose_the_largest(dtype: torch.dtype, sign: float, device:
 
 
 @every_dtype
+def test_backward_of_huge_inexact_logits_stays_finite(dtype: torch.dtype, device: torch.device) -> None:
+    """Backward sums a score in another order than forward: of logits of 1e8 it differs by 32, and exp(32) overflows float16.
+
+    A probability above 1 is never right, so it is cut there: the gradients are no larger than P = 1 everywhere makes them.
+    """
+    q, k, v, dout = draw((1, 1, 1, 40, 70, 64), dtype, device)
+    magnitude = min(HUGE[dtype] / 6.0, 1e15)
+    results = run((q * magnitude).to(dtype), (k * magnitude).to(dtype), v, dout)
+    assert all(x.isfinite().all() for x in results.values())
+    largest = dout.double().abs().sum(2, keepdim=True)
+    rounding = q.shape[2] * torch.finfo(dtype).eps  # a sum of Nq terms, each rounded
+    assert (results["dv"].double().abs() <= (1.0 + rounding) * largest).all()
+
+
+@every_dtype
 def test_all_logits_hugely_negative(dtype: torch.dtype, device: torch.device) -> None:
     """A finite stand-in for -inf (-1e5, -65504) would drop these rows."""
     q, k, _, dout = draw((1, 1, 1, 5, 64, 16), dtype, device)

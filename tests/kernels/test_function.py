@@ -117,6 +117,7 @@ def test_grouped_heads_equal_repeated_heads(heads_kv: int, device: torch.device)
     expected = attention(q, k, v, dout, causal_offset=26)
     for name in ("dk", "dv"):
         assert expected.worst(name, repeated[name].unflatten(1, (-1, group)).sum(2)) <= 1.0
+        assert expected.worst(name, grouped[name]) <= 1.0
 
 
 FORCED = {
