@@ -29,6 +29,8 @@ class Comparison:
         radius: float64, how far the oracle's truth may be from the exact value.
         budget: float64, the error allowed.
         format: the format that ulps are counted in.
+        magnitude: float64, the size of the terms that make each element (`numerics/conditioning.py`): what a relative distance is
+            relative to; None: the size of the head.
     """
 
     tensor: str
@@ -38,6 +40,7 @@ class Comparison:
     radius: torch.Tensor
     budget: torch.Tensor
     format: Format
+    magnitude: torch.Tensor | None = None
 
     def error(self) -> torch.Tensor:
         """value - truth in float64; 0 where both are the same infinity, NaN where only one is finite."""
@@ -84,7 +87,8 @@ def measure(comparison: Comparison) -> Measurement:
     certain = comparison.ratio(beyond_radius)
     scale = comparison.scale()
     ulps = torch.where(scale > 0.0, error / comparison.format.ulp(scale), 0.0)
-    relative = torch.where(scale > 0.0, beyond_radius / scale, 0.0)
+    size_of_terms = scale if comparison.magnitude is None else comparison.magnitude
+    relative = torch.where(size_of_terms > 0.0, beyond_radius / size_of_terms, 0.0)
 
     def element(flat: int) -> Element:
         index = torch.unravel_index(torch.tensor(flat), size.shape)

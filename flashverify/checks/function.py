@@ -17,6 +17,7 @@ from flashverify.checks.comparison import Comparison, judge, measure
 from flashverify.checks.examination import Examination
 from flashverify.checks.reference import Reference, end_to_end
 from flashverify.checks.registry import register
+from flashverify.numerics.conditioning import magnitudes
 from flashverify.numerics.formats import FP64
 from flashverify.records.measurement import CheckResult, Verdict
 
@@ -49,6 +50,7 @@ def comparisons(examination: Examination) -> Iterator[Comparison]:
 
 def _inside(examination: Examination, reference: Reference) -> Iterator[Comparison]:
     mids, radii = _enclosure(examination, reference)
+    sizes = magnitudes(examination.case, examination.inputs, reference.truth.lse)
     for name, mid in mids.items():
         if name == "lse" and not examination.kernel.returns_lse:
             continue
@@ -60,6 +62,7 @@ def _inside(examination: Examination, reference: Reference) -> Iterator[Comparis
             radius=getattr(radii, name),
             budget=getattr(reference.budget, name),
             format=FP64,
+            magnitude=getattr(sizes, name),
         )
 
 

@@ -51,7 +51,7 @@ def _print_distances(console: Console, summary: Summary) -> None:
         return "not measured" if worst is None else f"{figure(worst.value)} ({worst.case})"
 
     console.print(
-        "float64 instantiation, largest relative distance from the rigorous enclosure: "
+        "float64 instantiation, largest distance from the rigorous enclosure, relative to its terms: "
         f"forward {words(summary.forward_distance)}, backward {words(summary.backward_distance)}",
         highlight=False,
     )

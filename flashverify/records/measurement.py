@@ -58,7 +58,7 @@ class Measurement:
         headroom: largest (|value - truth| + oracle radius) / budget; above 1 the budget is exceeded.
         certain_excess: largest (|value - truth| - oracle radius) / budget; above 1 it is exceeded beyond doubt.
         max_relative: largest error beyond the oracle's radius, relative to the largest |truth| of its head, as for
-            max_ulp; for "enclosure", the distance from the enclosure.
+            max_ulp; for "enclosure", the distance from the enclosure relative to the terms that make the element.
         violations: number of elements beyond doubt outside the budget (or not finite, or not exact where that is due).
         worst: the element with the largest headroom.
         worst_ulp: the element with the largest error in ulps.

@@ -1,0 +1,69 @@
+"""How large the terms are that make each output: the size against which a relative distance means something.
+
+Attention cancels: a row that one key dominates has gradients many orders below the terms that they are the sum of, and no arithmetic
+keeps their relative error small. What exact arithmetic does keep small is the error relative to the terms, with the sensitivity of the
+exponential to its argument counted in (the condition numbers of softmax, e.g. Blanchard, Higham and Higham, IMA J. Numer. Anal. 41, 2021):
+
+    W_ij = P_ij (1 + a_ij + Σ_j P_ij a_ij),  a = |scale|·|Q||K|ᵀ      the weight and its first-order sensitivity to relative errors
+    |out| -> W|V|        |lse| -> |lse| + Σ_j P_ij a_ij
+    G_ij = W_ij (|dO||V|ᵀ + |dO|·(P|V|) + |dlse|) + P_ij |dO|·(W|V|)
+    |dq| -> |scale| G|K|      |dk| -> |scale| Gᵀ|Q|      |dv| -> Wᵀ|dO|
+
+A distance of n unit roundoffs of these magnitudes is what relative errors of about n unit roundoffs in every product explain.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, by_lane
+
+
+def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elements: int = TILE_ELEMENTS) -> Outputs:
+    """The magnitude of the terms of every output element.
+
+    Args:
+        case: the case.
+        inputs: its inputs, any dtype.
+        lse: true lse, (batch, heads_q, seqlen_q), float64; -inf where a row sees no key.
+        tile_elements: scores in a tile, at most.
+
+    Returns:
+        Outputs of float64 tensors >= 0; 0 for rows that see no key, and keys that no row sees.
+
+    Raises:
+        ValueError: if tile_elements is less than 1.
+    """
+    lanes = Lanes.of(case, inputs)
+    scale = abs(case.softmax_scale)
+    dead = torch.isneginf(lse.double())
+    known_lse = by_lane(case, torch.where(dead, 0.0, lse.double()))
+    dlse = torch.zeros_like(known_lse) if inputs.dlse is None else by_lane(case, inputs.dlse).abs()
+    out, dq, of_lse = torch.zeros_like(lanes.q), torch.zeros_like(lanes.q), known_lse.abs()
+    dk, dv = torch.zeros_like(lanes.k), torch.zeros_like(lanes.v)
+    for tile in lanes.tiles(tile_elements):
+        take, put = tile.place.take, tile.place.put
+        amplification = scale * tile.score_magnitude
+        p = torch.where(tile.seen, torch.exp((tile.logit - take(known_lse)[..., None]).clamp(max=0.0)), 0.0)
+        row = (p * amplification).sum(-1, keepdim=True)
+        weight = p * (1.0 + amplification + row)
+        row_out = weight @ tile.v.abs()
+        dout = tile.dout.abs()
+        delta = (dout * (p @ tile.v.abs())).sum(-1, keepdim=True)
+        gradient = weight * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
+        gradient = gradient + p * (dout * row_out).sum(-1, keepdim=True)
+        put(out, row_out)
+        put(of_lse, take(of_lse) + row.squeeze(-1))
+        put(dq, scale * (gradient @ tile.k.abs()))
+        dk[tile.place.lanes] += scale * (gradient.mT @ tile.q.abs())
+        dv[tile.place.lanes] += weight.mT @ dout
+    queries, keys = (case.batch, case.heads_q, case.seqlen_q), (case.batch, case.heads_kv, case.seqlen_k)
+    return Outputs(
+        out=out.reshape(*queries, case.head_dim),
+        lse=of_lse.reshape(queries),
+        dq=dq.reshape(*queries, case.head_dim),
+        dk=dk.reshape(*keys, case.head_dim),
+        dv=dv.reshape(*keys, case.head_dim),
+    )
