@@ -1,6 +1,7 @@
 """The command line: certify, replay, report, list, env.
 
-Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive; 4 usage; 5 nothing ran.
+Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive, or this program crashed; 4 usage;
+5 nothing ran; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from flashverify.cases.case import AttentionCase
@@ -22,10 +26,12 @@ if TYPE_CHECKING:
     from flashverify.records.certificate import Certificate
 
 USAGE = 4
+CRASHED = 3
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="flashverify",
-    help="Certifies that an attention kernel computes exact attention, and that its rounding is as good as its arithmetic allows.",
+    help="Certifies that an attention kernel computes exact attention, with rounding as good as its arithmetic allows.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,19 +44,23 @@ LaneOption = Annotated[str, typer.Option("--lane", help="auto, gpu or interprete
 
 def main() -> None:
     """Run the command line; errors of usage end with exit code 4 and one line."""
+    sys.path.append(os.getcwd())  # a kernel of one's own is mostly a file in the current folder
     try:
         app(standalone_mode=False)
     except typer.Exit as exit_request:
         sys.exit(exit_request.exit_code)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         _usage_error(str(error))
-    except typer.Abort:
-        sys.exit(USAGE)
+    except OSError as error:
+        _usage_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
     except Exception as error:
         # typer's own usage errors come from click, which typer may vendor: known by their method
         show = getattr(error, "format_message", None)
         if show is None:
-            raise
+            traceback.print_exc()
+            sys.exit(CRASHED)  # Python's own code would be 1, which says that a kernel failed
         _usage_error(show())
 
 
@@ -77,7 +87,6 @@ def certify(
     from flashverify.campaign.journal import Journal
     from flashverify.campaign.plan import select as select_cases
     from flashverify.campaign.plan import spread
-    from flashverify.cases.case import AttentionCase
     from flashverify.cases.matrices import matrix as cases_of
     from flashverify.checks.registry import all_checks
     from flashverify.console.progress import CampaignProgress
@@ -94,7 +103,9 @@ def certify(
     sources = load(kernel, _device(chosen)).sources
     name = matrix or ("standard" if chosen.name == "gpu" else "smoke")
     if case:
-        name, cases = "cases", tuple(AttentionCase.from_id(text) for text in case)
+        if matrix is not None:
+            raise ValueError("--matrix and --case: got both, accepted is one of them")
+        name, cases = "cases", tuple(dict.fromkeys(_case(text) for text in case))
     else:
         cases = cases_of(name)
     cases = select_cases(cases, select or [])
@@ -109,16 +120,20 @@ def certify(
             records.append(record)
             progress.add(record)
 
-        execute(
-            spread(cases),
-            kernel,
-            chosen.device,
-            load,
-            checks,
-            workers=workers or min(12, os.cpu_count() or 1),
-            timeout=timeout,
-            on_record=keep,
-        )
+        try:
+            execute(
+                spread(cases),
+                kernel,
+                chosen.device,
+                load,
+                checks,
+                workers=workers or min(12, os.cpu_count() or 1),
+                timeout=timeout,
+                on_record=keep,
+            )
+        except KeyboardInterrupt:
+            print(f"flashverify: interrupted; {len(records)} of {len(cases)} records are in {journal.path}", file=sys.stderr)
+            raise
     order = {planned.id: place for place, planned in enumerate(cases)}
     certificate = Certificate(
         created=now(),
@@ -150,7 +165,6 @@ def replay(
 ) -> None:
     """Run one case again, here, and show where the worst element of each tensor is, and its row."""
     from flashverify.campaign.worker import examine_with
-    from flashverify.cases.case import AttentionCase
     from flashverify.checks import accuracy, function
     from flashverify.checks.examination import Examination
     from flashverify.checks.registry import all_checks
@@ -162,7 +176,7 @@ def replay(
 
     chosen = enter_lane(lane)
     console.print(f"lane: {chosen.reason}")
-    asked = AttentionCase.from_id(case)
+    asked = _case(case)
     examined = load(kernel, _device(chosen))
     record = examine_with(examined, asked, tuple(all_checks()))
     console.print(f"{asked.id}: {verdict_text(record.verdict)}", soft_wrap=True)
@@ -243,7 +257,7 @@ def _listing(what: str, matrix: str, words: list[str]) -> list[str]:
         selected: tuple[AttentionCase, ...] = select_cases(matrices.matrix(matrix), words)
         return [found.id for found in selected]
 
-    listings = {
+    listings: dict[str, Callable[[], list[str]]] = {
         "cases": cases,
         "regimes": lambda: list(regimes.REGIMES),
         "layouts": lambda: list(layouts.LAYOUTS),
@@ -254,6 +268,18 @@ def _listing(what: str, matrix: str, words: list[str]) -> list[str]:
     if what not in listings:
         raise ValueError(f"what: got {what!r}, accepted are {', '.join(listings)}")
     return listings[what]()
+
+
+def _case(case_id: str) -> AttentionCase:
+    from flashverify.cases.case import AttentionCase
+    from flashverify.cases.layouts import LAYOUTS
+    from flashverify.cases.regimes import REGIMES
+
+    case = AttentionCase.from_id(case_id)
+    for field, known in (("regime", REGIMES), ("layout", LAYOUTS)):
+        if getattr(case, field) not in known:
+            raise ValueError(f"case id: got {field} {getattr(case, field)!r} in {case_id!r}, accepted are {', '.join(known)}")
+    return case
 
 
 def _device(lane: Lane) -> torch.device:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from flashverify.adapters.kernel import KernelDefectError
 from flashverify.cases.tensors import Inputs, Outputs
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
@@ -17,14 +18,29 @@ def differentiate(attention: Attention, inputs: Inputs) -> Outputs:
 
     Returns:
         Outputs; lse is NaN if the callable returns none.
+
+    Raises:
+        KernelDefectError: if the callable returns no tensor, an out of another shape than q's, or one of its results or inputs
+            has no gradient.
     """
     q, k, v = (x.detach().requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
     out, lse = attention(q, k, v)
-    outputs, cotangents = [out], [inputs.dout]
+    results, cotangents = {"out": out}, [inputs.dout]
     if inputs.dlse is not None and lse is not None:
-        outputs.append(lse)
+        results["lse"] = lse
         cotangents.append(inputs.dlse)
-    dq, dk, dv = torch.autograd.grad(outputs, (q, k, v), cotangents)
+    for (name, result), cotangent in zip(results.items(), cotangents, strict=True):
+        if not isinstance(result, torch.Tensor):
+            raise KernelDefectError(f"{name}: got {type(result).__name__}, accepted are tensors")
+        if result.shape != cotangent.shape:
+            raise KernelDefectError(f"{name}: got shape {tuple(result.shape)}, accepted is {tuple(cotangent.shape)}")
+        if not result.requires_grad:
+            raise KernelDefectError(f"{name}: the kernel's result is not differentiable: it has no grad_fn")
+    gradients = torch.autograd.grad(list(results.values()), (q, k, v), cotangents, allow_unused=True)
+    for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
+        if gradient is None:
+            raise KernelDefectError(f"{name}: the kernel's backward pass gives none")
+    dq, dk, dv = gradients
     if lse is None:
         lse = torch.full(out.shape[:3], torch.nan, dtype=torch.float64, device=out.device)
     return Outputs(out=out.detach(), lse=lse.detach(), dq=dq, dk=dk, dv=dv)

@@ -1,7 +1,8 @@
 """Numerical contracts by device: what a FlashAttention kernel compiled for it may be held to.
 
-Sources of the figures: tensor cores, Khattak and Mikaitis (arXiv 2512.07004); exponential, logarithm and division, the PTX ISA
-(ex2.approx: 2 ulp from the correctly rounded value, so 2.5 from the true one; lg2.approx: 2^-22 absolute near 1; div.full: 2 ulp).
+Sources of the figures: tensor cores, Khattak and Mikaitis (arXiv 2512.07004); exponential, logarithm and division, the PTX
+ISA (ex2.approx: 2 ulp from the correctly rounded value, so 2.5 from the true one; lg2.approx: 2^-22 absolute near 1;
+div.full: 2 ulp).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from flashverify.numerics.contract import AnyOrder, Contract, TensorCore
-from flashverify.numerics.formats import FP32, FP64, FORMATS, TF32
+from flashverify.numerics.formats import FORMATS, FP32, FP64, TF32
 
 EXP2_ULPS = 2.5
 LOG2_ULPS = 2.0

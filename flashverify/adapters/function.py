@@ -19,9 +19,12 @@ from flashverify.numerics.contract import Contract
 class FunctionKernel:
     """A function `f(query, key, value, *, is_causal, scale, enable_gqa)` on (B,H,N,D) tensors, aligned top-left if causal.
 
-    It returns out, or (out, lse) with lse (B,H,N) in natural units. If it has an attribute `numerical_contract`, a callable from
-    (case, device) to `Contract`, that is its contract; otherwise that of a FlashAttention kernel with tiles of at least 16 keys is
-    assumed, the finest that tensor cores allow.
+    It returns out, or (out, lse) with lse (B,H,N) in natural units. What else is to be known are attributes, each optional:
+
+    - `returns_lse = True`: it returns (out, lse).
+    - `declines(case)`: why it does not take a case (a dtype, a head size), or None.
+    - `numerical_contract(case, device)`: its `Contract`; otherwise that of a FlashAttention kernel with tiles of at least 16
+      keys is assumed, the finest that tensor cores allow.
     """
 
     def __init__(self, path: str, device: torch.device) -> None:
@@ -35,10 +38,13 @@ class FunctionKernel:
             ValueError: if there is no such function; the message says which part is missing.
         """
         module_name, _, attribute = path.partition(":")
+        if not module_name or module_name.startswith(".") or not attribute:
+            raise ValueError(f"kernel: got {path!r}, accepted are paths such as package.module:function")
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise ValueError(f"kernel: got {path!r}; module {module_name!r} can't be imported: {error}") from error
+        except Exception as error:  # importing runs the module: anything may be raised
+            words = f"{type(error).__name__}: {error}"
+            raise ValueError(f"kernel: got {path!r}; module {module_name!r} can't be imported: {words}") from error
         function = getattr(module, attribute, None)
         if not callable(function):
             raise ValueError(f"kernel: got {path!r}; {module_name!r} has no function {attribute!r}")
@@ -49,12 +55,14 @@ class FunctionKernel:
         self._function: Callable[..., Any] = function
 
     def declines(self, case: AttentionCase) -> str | None:
-        """Bottom-right causal masks with Nq != Nk have no place in the signature; dlse needs an lse; empty sizes are exotic."""
+        """Bottom-right causal masks with Nq != Nk (not in the signature), dlse without an lse, and what it says itself."""
         if case.mask == "causal" and case.seqlen_q != case.seqlen_k:
             return "bottom-right causal mask with seqlen_q != seqlen_k"
         if case.lse_grad and not self.returns_lse:
             return "gradient of lse"
-        return None
+        own = getattr(self._function, "declines", None)
+        reason: str | None = None if own is None else own(case)
+        return reason
 
     def contract(self, case: AttentionCase) -> Contract:
         """The function's own `numerical_contract`, or the assumed one."""
@@ -74,6 +82,9 @@ class FunctionKernel:
 
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             returned = self._function(q, k, v, is_causal=case.mask != "full", scale=case.scale, enable_gqa=case.group_size > 1)
-            return returned if isinstance(returned, tuple) else (returned, None)
+            if isinstance(returned, tuple) != self.returns_lse:
+                what = "one tensor" if self.returns_lse else "a tuple"
+                raise TypeError(f"{self.name}: got {what}, but its attribute returns_lse is {self.returns_lse}")
+            return returned if self.returns_lse else (returned, None)
 
         return differentiate(attention, inputs)

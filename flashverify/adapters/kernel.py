@@ -12,6 +12,10 @@ from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
 
 
+class KernelDefectError(Exception):
+    """What a kernel did is wrong before any number is compared: a shape or dtype, a missing gradient, an input overwritten."""
+
+
 class Kernel(Protocol):
     """A kernel under examination: an adapter around any callable.
 
@@ -44,5 +48,8 @@ class Kernel(Protocol):
             inputs: laid out as the case says, on `device`, in the dtype of `case`.
 
         Returns:
-            Outputs in the kernel's own dtypes, logical shapes B,H,N,D.
+            Outputs of logical shapes B,H,N,D in the dtype of the case; lse in float32 or float64 (float64 for float64 cases).
+
+        Raises:
+            KernelDefectError: if the kernel gives no such tensors.
         """

@@ -45,7 +45,7 @@ class TritonKernel:
         return None
 
     def contract(self, case: AttentionCase) -> Contract:
-        """Sums in float32 (float64), P and dS rounded to the inputs' dtype, keys walked from the left, scores shifted before scaling."""
+        """Sums in float32 (float64), P and dS rounded to the inputs' dtype, scores shifted before they are scaled."""
         tiles = self._tiles(case)
         return flash_attention(
             case.dtype,
@@ -84,5 +84,5 @@ class TritonKernel:
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
 
-    def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the package is imported late
+    def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         return self._tables.tiles_for(self.device, TORCH_DTYPES[case.dtype], case.head_dim, case.mask != "full")

@@ -1,13 +1,14 @@
 """The executor: spreads cases over spawned worker processes, and answers for each of them with one record.
 
 Workers are spawned, never forked: a CUDA context does not survive a fork. A worker that dies or runs out of time costs the case
-that it worked on, which becomes inconclusive; a fresh process takes its place.
+that it worked on, which becomes inconclusive; a fresh process takes its place. A worker that retires gives its case back.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
@@ -18,6 +19,9 @@ from pebble import ProcessExpired, ProcessPool
 from flashverify.campaign.worker import RETIRED, KernelFactory, examine, lost
 from flashverify.cases.case import AttentionCase
 from flashverify.records.measurement import CaseRecord
+
+MAX_RETURNS = 100
+"""How often a case may be given back: more workers than that do not retire around it, so it is the case that ends them."""
 
 
 def _start(threads: int) -> None:
@@ -51,6 +55,7 @@ def execute(
     context = multiprocessing.get_context("spawn")
     with ProcessPool(max_workers=workers, context=context, initializer=_start, initargs=(1,)) as pool:
         waiting: dict[Future[CaseRecord], tuple[str, float]] = {}
+        returns: Counter[str] = Counter()
 
         def submit(case_id: str) -> None:
             arguments = [case_id, kernel_name, device, factory, checks]
@@ -66,10 +71,13 @@ def execute(
                     error = future.exception()
                     if error is None:
                         on_record(future.result())
-                    elif isinstance(error, ProcessExpired) and error.exitcode == RETIRED:
+                    elif isinstance(error, ProcessExpired) and error.exitcode == RETIRED and returns[case_id] < MAX_RETURNS:
+                        returns[case_id] += 1
                         submit(case_id)
                     else:
-                        on_record(lost(case_id, kernel_name, _explain(error, timeout), time.perf_counter() - started))
+                        # since it was planned: when the worker took it up is not known
+                        seconds = min(time.perf_counter() - started, timeout)
+                        on_record(lost(case_id, kernel_name, _explain(error, timeout), seconds))
         except BaseException:
             pool.stop()
             raise

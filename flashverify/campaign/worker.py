@@ -11,8 +11,8 @@ import torch
 
 from flashverify.adapters.kernel import Kernel
 from flashverify.cases.case import AttentionCase
-from flashverify.checks.registry import all_checks
 from flashverify.checks.examination import Examination
+from flashverify.checks.registry import all_checks
 from flashverify.records.measurement import CaseRecord, CheckResult, Verdict
 
 RETIRED = 86
@@ -43,7 +43,7 @@ def examine(case_id: str, kernel_name: str, device: str, factory: KernelFactory,
         if key not in _kernels:
             _kernels[key] = factory(kernel_name, torch.device(device))
         return examine_with(_kernels[key], case, checks)
-    except Exception as error:  # noqa: BLE001 - a crash of any kind is a finding about one case
+    except Exception as error:  # a crash of any kind is a finding about one case
         if device == "cuda" and _is_sticky(error):
             _fault.append(str(error))
         return _record(
@@ -59,6 +59,7 @@ def examine_with(kernel: Kernel, case: AttentionCase, checks: tuple[str, ...]) -
     """Run the checks of one case on a kernel, in this process.
 
     Raises:
+        ValueError: if there is no check of one of the names.
         Exception: whatever the kernel, an oracle or a check raises.
     """
     started = time.perf_counter()
@@ -70,6 +71,9 @@ def examine_with(kernel: Kernel, case: AttentionCase, checks: tuple[str, ...]) -
         torch.cuda.reset_peak_memory_stats()
     examination = Examination(kernel, case)
     registered = all_checks()
+    unknown = [name for name in checks if name not in registered]
+    if unknown:
+        raise ValueError(f"checks: got {', '.join(unknown)}, accepted are {', '.join(registered)}")
     results = [result for name in checks if (result := registered[name](examination)) is not None]
     if on_gpu:
         torch.cuda.synchronize()

@@ -2,13 +2,17 @@
 
     pass:  |value - truth| + radius <= budget        fail:  |value - truth| - radius > budget
 
-for every element; in between, the oracle is not sharp enough to tell. Where budget and radius are both 0 the value must be exact.
-In mode "enclosure" truth ± radius is a rigorous enclosure of the exact value, and what is asked is only that the value lies inside
-it, plus the budget: pass and fail meet at |value - truth| - radius = budget.
+for every element; in between, the oracle is not sharp enough to tell. Where budget and radius are both 0 the value must be
+exact. Where budget or radius is infinite or no number, or truth is no number, nothing could fail: such an element is undecided,
+never a pass. A NaN where truth is a number is a failure whatever the budget.
+
+In mode "enclosure" truth ± radius is a rigorous enclosure of the exact value, and what is asked is only that the value lies
+inside it, plus the budget: pass and fail meet at |value - truth| - radius = budget.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +33,11 @@ class Comparison:
         radius: float64, how far the oracle's truth may be from the exact value.
         budget: float64, the error allowed.
         format: the format that ulps are counted in.
-        magnitude: float64, the size of the terms that make each element (`numerics/conditioning.py`): what a relative distance is
-            relative to; None: the size of the head.
+        magnitude: float64, the size of the terms that make each element (`numerics/conditioning.py`): what a relative distance
+            is relative to; None: the size of the head.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
 
     tensor: str
@@ -42,15 +49,27 @@ class Comparison:
     format: Format
     magnitude: torch.Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("truth", "radius", "budget", "magnitude"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != self.value.shape:  # broadcasting would compare the wrong elements
+                shape = tuple(self.value.shape)
+                raise ValueError(f"{name} of {self.tensor}: got shape {tuple(tensor.shape)}, accepted is the value's, {shape}")
+
     def error(self) -> torch.Tensor:
-        """value - truth in float64; 0 where both are the same infinity, NaN where only one is finite."""
+        """The difference value - truth in float64; 0 where both are the same infinity, NaN where only one is finite."""
         value = self.value.double()
         return torch.where(value == self.truth, 0.0, value - self.truth)
 
     def ratio(self, error: torch.Tensor) -> torch.Tensor:
-        """error / budget; 0 if both are 0, infinite if the error is not finite or the budget alone is 0."""
+        """The quotient error / budget; 0 if both are 0, infinite if the error is not finite or the budget alone is 0."""
         ratio = torch.where(error <= 0.0, 0.0, error / self.budget)
         return torch.where(error.isfinite() & ~ratio.isnan(), ratio, torch.inf)
+
+    def undecided(self) -> torch.Tensor:
+        """Which elements could not fail: budget or radius is no finite number >= 0, or truth is NaN."""
+        bounded = self.budget.isfinite() & (self.budget >= 0.0) & self.radius.isfinite() & (self.radius >= 0.0)
+        return ~bounded | self.truth.isnan()
 
     def beyond_radius(self) -> torch.Tensor:
         """|error| - radius, at least 0: the part of the error that the oracle's own cannot explain."""
@@ -68,10 +87,20 @@ class Comparison:
         return torch.where(largest > self.budget, largest, 0.0)
 
     def headroom(self) -> torch.Tensor:
-        """(|error| + radius) / budget, elementwise (enclosures: - radius): at most 1 is a pass."""
-        if self.mode == "enclosure":
-            return self.ratio(self.beyond_radius())
-        return self.ratio(self.error().abs() + self.radius)
+        """(|error| + radius) / budget, elementwise (enclosures: - radius): at most 1 is a pass; infinite where undecided."""
+        error = self.beyond_radius() if self.mode == "enclosure" else self.error().abs() + self.radius
+        return torch.where(self.undecided(), torch.inf, self.ratio(error))
+
+    def certain_excess(self) -> torch.Tensor:
+        """(|error| - radius) / budget, elementwise: above 1 is a failure; 0 where undecided, unless the value alone is NaN."""
+        excess = torch.where(self.undecided(), 0.0, self.ratio(self.beyond_radius()))
+        return torch.where(self.value.isnan() & ~self.truth.isnan(), torch.inf, excess)
+
+    def worst(self) -> int:
+        """Flat index of the element that says most: the largest certain excess where one fails, else the largest headroom."""
+        certain = self.certain_excess()
+        fails = bool((certain > 1.0).any())
+        return int((certain if fails else self.headroom()).argmax())
 
 
 def measure(comparison: Comparison) -> Measurement:
@@ -84,7 +113,7 @@ def measure(comparison: Comparison) -> Measurement:
     size = error.abs()
     headroom = comparison.headroom()
     beyond_radius = comparison.beyond_radius()
-    certain = comparison.ratio(beyond_radius)
+    certain = comparison.certain_excess()
     scale = comparison.scale()
     ulps = torch.where(scale > 0.0, error / comparison.format.ulp(scale), 0.0)
     size_of_terms = scale if comparison.magnitude is None else comparison.magnitude
@@ -112,7 +141,7 @@ def measure(comparison: Comparison) -> Measurement:
         certain_excess=float(certain.max()),
         max_relative=float(relative.max()),
         violations=int((certain > 1.0).sum()),
-        worst=element(int(headroom.argmax())),
+        worst=element(comparison.worst()),
         worst_ulp=element(int(torch.where(ulps.isnan(), torch.inf, ulps.abs()).argmax())),
     )
 
@@ -137,7 +166,9 @@ def _empty(comparison: Comparison) -> Measurement:
 
 
 def judge(measurements: list[Measurement]) -> tuple[Verdict, str]:
-    """Verdict and reason of some measurements: the worst of each tensor's."""
+    """Verdict and reason of some measurements: the worst of each tensor's; where nothing was measured, nothing is known."""
+    if not measurements:
+        return Verdict.INCONCLUSIVE, "nothing was measured"
     failed = [m for m in measurements if m.violations]
     if failed:
         worst = max(failed, key=lambda m: m.certain_excess)
@@ -145,11 +176,18 @@ def judge(measurements: list[Measurement]) -> tuple[Verdict, str]:
     unclear = [m for m in measurements if not m.headroom <= 1.0]
     if unclear:
         worst = max(unclear, key=lambda m: m.headroom)
-        return (
-            Verdict.INCONCLUSIVE,
-            f"oracle not sharp enough: {worst.tensor} ({worst.mode}) lies within its radius of the budget",
-        )
+        return Verdict.INCONCLUSIVE, f"{worst.tensor} ({worst.mode}): {_doubt(worst)}"
     return Verdict.PASS, ""
+
+
+def _doubt(worst: Measurement) -> str:
+    element = worst.worst
+    assert element is not None  # an empty tensor's headroom is 0
+    if math.isnan(element.truth):
+        return f"the oracle gives no number at {element.index}"
+    if not 0.0 <= element.budget < math.inf:
+        return f"no error bound: the budget at {element.index} is {element.budget:g}"
+    return f"oracle not sharp enough: the value at {element.index} lies within its radius of the budget"
 
 
 def _explain(worst: Measurement, failed: list[Measurement]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from flashverify.adapters.kernel import Kernel
+import torch
+
+from flashverify.adapters.kernel import Kernel, KernelDefectError
 from flashverify.cases import layouts, regimes
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
+from flashverify.numerics.formats import TORCH_DTYPES
 
 
 class Examination:
@@ -25,8 +28,18 @@ class Examination:
 
     @cached_property
     def outputs(self) -> Outputs:
-        """What the kernel gives."""
-        return self.kernel.run(self.case, self.inputs)
+        """What the kernel gives: tensors of the shapes and dtypes that the case asks for, with its inputs left as they were.
+
+        Raises:
+            KernelDefectError: if it gives something else, or writes into the memory of its inputs, the guard bands included.
+        """
+        before = {name: _memory(tensor).clone() for name, tensor in _named(self.inputs)}
+        outputs = self.kernel.run(self.case, self.inputs)
+        for name, tensor in _named(self.inputs):
+            if not torch.equal(_memory(tensor), before[name]):
+                raise KernelDefectError(f"{name}: the kernel wrote into the memory of its input")
+        self._require_form(outputs)
+        return outputs
 
     @cached_property
     def contract(self) -> Contract:
@@ -41,3 +54,30 @@ class Examination:
         double = Examination(self.kernel, self.case.replace(dtype="fp64"))
         double.inputs = layouts.apply(double.case, self.inputs.double())
         return double
+
+    def _require_form(self, outputs: Outputs) -> None:
+        dtype, q, k = TORCH_DTYPES[self.case.dtype], self.inputs.q, self.inputs.k
+        shapes = {"out": q.shape, "lse": q.shape[:3], "dq": q.shape, "dk": k.shape, "dv": k.shape}
+        of_lse = (torch.float64,) if dtype == torch.float64 else (torch.float32, torch.float64)
+        for name, tensor in outputs.items():
+            if name == "lse" and not self.kernel.returns_lse:
+                continue
+            if not isinstance(tensor, torch.Tensor):
+                raise KernelDefectError(f"{name}: got {type(tensor).__name__}, accepted are tensors")
+            if tensor.shape != shapes[name]:
+                raise KernelDefectError(f"{name}: got shape {tuple(tensor.shape)}, accepted is {tuple(shapes[name])}")
+            accepted = of_lse if name == "lse" else (dtype,)
+            if tensor.dtype not in accepted:
+                raise KernelDefectError(f"{name}: got {tensor.dtype}, accepted is {' or '.join(map(str, accepted))}")
+            if tensor.device != q.device:
+                raise KernelDefectError(f"{name}: got a tensor on {tensor.device}, accepted is {q.device}")
+
+
+def _named(inputs: Inputs) -> list[tuple[str, torch.Tensor]]:
+    named = [("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("dout", inputs.dout)]
+    return named if inputs.dlse is None else [*named, ("dlse", inputs.dlse)]
+
+
+def _memory(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of the storage that a tensor lies in: its values, and what stands around and between them."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

@@ -2,9 +2,9 @@
 
     |X64 - mid| <= radius + B64      for X in out, lse, dq, dk, dv
 
-The enclosure mid ± radius is rigorous: Arb balls where the case is small enough, else the float64 oracle with its proven a-priori
-error. B64 is the hard budget of the float64 contract. Low-precision cases are checked too, with the same input values in float64:
-what their kernel computes is the same source.
+The enclosure mid ± radius is rigorous: Arb balls where the case is small enough, else the float64 oracle with its proven
+a-priori error. B64 is the hard budget of the float64 contract. Low-precision cases are checked too, with the same input values
+in float64: what their kernel computes is the same source.
 """
 
 from __future__ import annotations

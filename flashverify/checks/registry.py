@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
 
+from flashverify.adapters.kernel import KernelDefectError
 from flashverify.checks.examination import Examination
-from flashverify.records.measurement import CheckResult
+from flashverify.records.measurement import CheckResult, Verdict
 
 Check = Callable[[Examination], CheckResult | None]
 """A check; None means that it does not apply to the case."""
@@ -16,10 +18,24 @@ _CHECKS: dict[str, Check] = {}
 
 
 def register(name: str) -> Callable[[Check], Check]:
-    """Register a check under a name (a decorator)."""
+    """Register a check under a name (a decorator). Where the kernel gives no answer to compare, the registered check fails.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
 
     def add(check: Check) -> Check:
-        _CHECKS[name] = check
+        if name in _CHECKS:
+            raise ValueError(f"check: got {name!r}, which is registered already")
+
+        @functools.wraps(check)
+        def guarded(examination: Examination) -> CheckResult | None:
+            try:
+                return check(examination)
+            except KernelDefectError as defect:
+                return CheckResult(check=name, verdict=Verdict.FAIL, reason=str(defect))
+
+        _CHECKS[name] = guarded
         return check
 
     return add

@@ -15,7 +15,7 @@ NEIGHBOURS = 6
 def worst_row(comparison: Comparison) -> Table:
     """The worst element with its neighbours along the last dimension: value, truth, error, budget, error / budget."""
     headroom = comparison.headroom()
-    index = [int(i) for i in torch.unravel_index(headroom.argmax(), headroom.shape)]
+    index = [int(i) for i in torch.unravel_index(torch.tensor(comparison.worst()), headroom.shape)]
     first = max(0, index[-1] - NEIGHBOURS)
     last = min(headroom.shape[-1], index[-1] + NEIGHBOURS + 1)
     row = tuple(index[:-1])

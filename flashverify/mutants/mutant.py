@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import atexit
 import importlib.util
 import shutil
 import sys
@@ -60,7 +60,7 @@ def plant(mutant: Mutant, folder: Path) -> str:
     if specification is None or specification.origin is None:
         raise ValueError(f"kernel package: {PACKAGE} can't be found")
     healthy = Path(specification.origin).parent
-    package = f"{PACKAGE}_mutant_{mutant.name.replace('-', '_')}"
+    package = _package(mutant)
     target = folder / package
     shutil.copytree(healthy, target, ignore=shutil.ignore_patterns("__pycache__"))
     for edit in mutant.edits:
@@ -75,11 +75,18 @@ def plant(mutant: Mutant, folder: Path) -> str:
 
 
 def load_mutant(mutant: Mutant, device: torch.device) -> TritonKernel:
-    """Plant the mutant in a folder of its own and load it; the folder stays until the machine's temporary files are cleared."""
-    key = hashlib.sha256(repr(mutant).encode()).hexdigest()[:16]
-    package = f"{PACKAGE}_mutant_{mutant.name.replace('-', '_')}"
-    if package not in sys.modules:
-        folder = tempfile.mkdtemp(prefix=f"flashverify-mutant-{key}-")
+    """Plant the mutant in a folder of its own, which goes when this process ends, and load it.
+
+    Worker processes spawned later inherit the import path, and load the same copy.
+    """
+    package = _package(mutant)
+    if importlib.util.find_spec(package) is None:
+        folder = tempfile.mkdtemp(prefix=f"flashverify-{mutant.name}-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         plant(mutant, Path(folder))
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
     return TritonKernel(device, name=f"mutant:{mutant.name}", package=package)
+
+
+def _package(mutant: Mutant) -> str:
+    return f"{PACKAGE}_mutant_{mutant.name.replace('-', '_')}"
