@@ -53,6 +53,7 @@ class TritonKernel:
             block_q=tiles.dkdv.block_m,
             block_k=tiles.forward.block_n,
             exponent="shifted",
+            cuts_probability=True,
             scale_roundings=2 if case.dtype == "fp64" else 1,  # formed in float64
         )
 

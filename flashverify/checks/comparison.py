@@ -116,7 +116,10 @@ def measure(comparison: Comparison) -> Measurement:
     certain = comparison.certain_excess()
     scale = comparison.scale()
     ulps = torch.where(scale > 0.0, error / comparison.format.ulp(scale), 0.0)
-    size_of_terms = scale if comparison.magnitude is None else comparison.magnitude
+    size_of_terms = scale
+    if comparison.magnitude is not None:
+        # below the smallest normal number, spacing is absolute and nothing is relative
+        size_of_terms = comparison.magnitude.clamp(min=comparison.format.smallest_normal)
     relative = torch.where(size_of_terms > 0.0, beyond_radius / size_of_terms, 0.0)
 
     def element(flat: int) -> Element:

@@ -63,6 +63,7 @@ class Contract:
         exponent: how an exponent is formed from a score s. "scaled": s·c - m, fused or not, with lse in base 2 in the backward pass;
             "fused": the same, known to be one fused operation; "shifted": (s - m)·c, and (s·scale - lse)·log2(e) in the backward
             pass with the product rounded by itself.
+        cuts_probability: whether the backward pass cuts the P that it recomputes from lse at 1.
         flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
         block_q: query rows of a tile in the backward pass's walk over queries (dK, dV); the hard budget does not need it.
         block_k: keys of a tile in the forward pass's walk over keys. None says that the row is handled whole: no rescaling.
@@ -85,6 +86,7 @@ class Contract:
     operand_truncated: bool = False
     scale_roundings: int = 2
     exponent: Exponent = "scaled"
+    cuts_probability: bool = False
     flushes_subnormals: bool = False
     block_q: int | None = None
     block_k: int | None = None

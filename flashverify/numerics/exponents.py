@@ -129,14 +129,24 @@ def backward_exponent(tile: Tile, coefficients: Coefficients, lse: torch.Tensor,
         lse_error: (c, r, 1), how far the lse that the kernel used may be from `lse`; 0 in modular mode.
     """
     if coefficients.contract.exponent == "shifted":
-        return _shifted_backward_exponent(tile, coefficients, lse, lse_error)
+        omega = _shifted_backward_exponent(tile, coefficients, lse, lse_error)
+    else:
+        omega = _scaled_backward_exponent(tile, coefficients, lse, lse_error)
+    if coefficients.contract.cuts_probability:
+        omega = omega + (tile.score * tile.scale - lse).clamp(min=0.0)  # the cut lowers a weight above 1 by this much
+    return torch.where(tile.seen, omega, 0.0)
+
+
+def _scaled_backward_exponent(
+    tile: Tile, coefficients: Coefficients, lse: torch.Tensor, lse_error: torch.Tensor
+) -> torch.Tensor:
+    """`backward_exponent` where the logit is formed as in the forward pass and lse is converted to base 2."""
     error = logit_error(tile, coefficients)
     converted = coefficients.growth(2.0)  # the constant log2(e), and the product
     base2_lse_error = LOG2E * (lse_error + converted * (lse.abs() + lse_error)) + coefficients.tiny
     distance = (tile.score * tile.scale - lse).abs() * LOG2E
     rounding = coefficients.unit * (distance + error + base2_lse_error) + coefficients.tiny
-    omega = LN2 * (error + base2_lse_error + rounding) + coefficients.exponential
-    return torch.where(tile.seen, omega, 0.0)
+    return LN2 * (error + base2_lse_error + rounding) + coefficients.exponential
 
 
 def _shifted_backward_exponent(
@@ -149,8 +159,7 @@ def _shifted_backward_exponent(
     error = error + lse_error + coefficients.tiny
     distance = (tile.score * tile.scale - lse).abs() + error
     # the difference, the constant log2(e), and the product
-    omega = error + coefficients.growth(3.0) * distance + 3.0 * coefficients.tiny + coefficients.exponential
-    return torch.where(tile.seen, omega, 0.0)
+    return error + coefficients.growth(3.0) * distance + 3.0 * coefficients.tiny + coefficients.exponential
 
 
 def row_maximum(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

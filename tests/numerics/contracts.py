@@ -30,6 +30,7 @@ def contract_of(dtype: str, options: Options) -> Contract:
         log2_absolute=0.0,
         division_ulps=0.5,
         exponent=options.exponent,
+        cuts_probability=options.cut,
         flushes_subnormals=dtype != "fp64",
         block_k=options.block_k,
         prescaled=options.prescale,

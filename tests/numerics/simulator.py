@@ -40,6 +40,7 @@ class Options:
     lse_base2: bool = False
     dropped_key: int | None = None
     prescale: bool = False
+    cut: bool = False
 
 
 def cast(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -202,6 +203,8 @@ class Kernel:
             t = (((s * factor).astype(work) - finite_lse[:, None]).astype(work) * log2e).astype(work)
         else:
             t = self.exponent(s, used, finite_lse * log2e)
+        if self.options.cut:
+            t = np.minimum(t, 0)
         with np.errstate(over="ignore"):
             p = np.where(seen & ~np.isneginf(lse)[:, None], self.exp2(t), 0).astype(work)
         dp = self.dot(dout, v.T)

@@ -46,6 +46,7 @@ def configurations(dtype: str, kind: str):
             block_k=(16, 32, None)[random.integers(3)],
             exponent=exponent,
             noise=int(random.integers(1 << 30)),
+            cut=exponent == "shifted" or bool(random.integers(2)),
             prescale=exponent != "shifted" and bool(random.integers(5) == 0),
         )
         yield case, options
