@@ -46,7 +46,7 @@ def main() -> None:
     """Run the command line; errors of usage end with exit code 4 and one line."""
     sys.path.append(os.getcwd())  # a kernel of one's own is mostly a file in the current folder
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # typer.Exit comes back as its code, or is raised, by typer's version
     except typer.Exit as exit_request:
         sys.exit(exit_request.exit_code)
     except ValueError as error:
