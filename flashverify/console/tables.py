@@ -37,6 +37,7 @@ def print_summary(console: Console, certificate: Certificate) -> None:
         ulp = summary.tensors.get(key)
         table.add_row(*key, figure(ulp.value) if ulp else "", figure(worst.value), worst.case)
     console.print(table)
+    console.print("ulp: at the head's largest true value; where a head cancels, error / budget is the figure to read")
     _print_distances(console, summary)
     counts = ", ".join(f"{n} {verdict.value}" for verdict, n in summary.verdicts.items() if n)
     not_run = f", {summary.not_run} not run" if summary.not_run else ""
