@@ -23,6 +23,7 @@ class TritonKernel:
     """The package `flashverify_kernels`, or a copy of it under another name."""
 
     returns_lse = True
+    saves_outputs = True
 
     def __init__(self, device: torch.device, name: str = "triton", package: str = PACKAGE) -> None:
         """Import the package.
