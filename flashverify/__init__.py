@@ -1,4 +1,4 @@
-"""flashverify: certifies that an attention kernel computes exact attention, and that its rounding is as good as its arithmetic allows.
+"""flashverify certifies that an attention kernel computes exact attention, and how well it rounds.
 
 Importing this package imports neither Triton nor CUDA.
 """

@@ -1,10 +1,11 @@
 """How large the terms are that make each output: the size against which a relative distance means something.
 
-Attention cancels: a row that one key dominates has gradients many orders below the terms that they are the sum of, and no arithmetic
-keeps their relative error small. What exact arithmetic does keep small is the error relative to the terms, with the sensitivity of the
-exponential to its argument counted in (the condition numbers of softmax, e.g. Blanchard, Higham and Higham, IMA J. Numer. Anal. 41, 2021):
+Attention cancels: a row that one key dominates has gradients many orders below the terms that they are the sum of, and
+no arithmetic keeps their relative error small. What a good kernel does keep small is the error relative to the terms, with
+the sensitivity of the exponential to its argument counted in (condition numbers of softmax: Blanchard, Higham and Higham,
+IMA J. Numer. Anal. 41, 2021):
 
-    W_ij = P_ij (1 + a_ij + Σ_j P_ij a_ij),  a = |scale|·|Q||K|ᵀ      the weight and its first-order sensitivity to relative errors
+    W_ij = P_ij (1 + a_ij + Σ_j P_ij a_ij),  a = |scale|·|Q||K|ᵀ      a weight and its sensitivity to relative errors
     |out| -> W|V|        |lse| -> |lse| + Σ_j P_ij a_ij
     G_ij = W_ij (|dO||V|ᵀ + |dO|·(P|V|) + |dlse|) + P_ij |dO|·(W|V|)
     |dq| -> |scale| G|K|      |dk| -> |scale| Gᵀ|Q|      |dv| -> Wᵀ|dO|

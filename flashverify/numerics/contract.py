@@ -60,9 +60,9 @@ class Contract:
         operand_truncated: whether the rounding to `operand` may truncate (tf32 read as the upper bits of float32).
         scale_roundings: roundings in the logit multiplier scale·log2(e): 1 if it is formed in float64 and rounded once, 2 if
             the scale is rounded before (or if the kernel is a float64 one).
-        exponent: how an exponent is formed from a score s. "scaled": s·c - m, fused or not, with lse in base 2 in the backward pass;
-            "fused": the same, known to be one fused operation; "shifted": (s - m)·c, and (s·scale - lse)·log2(e) in the backward
-            pass with the product rounded by itself.
+        exponent: how an exponent is formed from a score s. "scaled": s·c - m, fused or not, with lse in base 2 in the
+            backward pass; "fused": the same, known to be one fused operation; "shifted": (s - m)·c, and
+            (s·scale - lse)·log2(e) in the backward pass with the product rounded by itself.
         cuts_probability: whether the backward pass cuts the P that it recomputes from lse at 1.
         flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
         block_q: query rows of a tile in the backward pass's walk over queries (dK, dV); the hard budget does not need it.

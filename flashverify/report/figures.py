@@ -88,9 +88,11 @@ def _headroom(certificate: Certificate) -> Figure | None:
 
 
 def _colour_position(headroom: float) -> float:
+    """Where on the colour axis, 0 being the budget; whatever is within it stays below 0, however close."""
     if math.isnan(headroom):
         return 1.0
-    return round(math.log10(min(max(headroom, SMALLEST_HEADROOM), 10.0)), 3)
+    position = round(math.log10(min(max(headroom, SMALLEST_HEADROOM), 10.0)), 3)
+    return min(position, -0.001) if headroom <= 1.0 else position
 
 
 def _cell(headroom: float) -> str:

@@ -35,9 +35,9 @@ def flash_attn_func(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
     """softmax(softmax_scale·QKᵀ)V with the layout, the names and the order of flash-attn 2.8.
 
-    Causal masks are aligned bottom-right: query i sees key j iff j <= i + Nk - Nq. A row that sees no key gives out 0 and lse -inf
-    (flash-attn gives +inf), and its gradients are 0. Query head h reads key head h // (Hq / Hkv). The backward pass is deterministic
-    whatever `deterministic` says. out and lse are differentiable.
+    Causal masks are aligned bottom-right: query i sees key j iff j <= i + Nk - Nq. A row that sees no key gives out 0 and
+    lse -inf (flash-attn gives +inf), and its gradients are 0. Query head h reads key head h // (Hq / Hkv). The backward pass
+    is deterministic whatever `deterministic` says. out and lse are differentiable.
 
     Args:
         q: (B, Nq, Hq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
@@ -55,8 +55,8 @@ def flash_attn_func(
         tiles: forces tile sizes, for verification; None: the table's.
 
     Returns:
-        out (B, Nq, Hq, D); with return_attn_probs (out, lse, None), lse the natural log-sum-exp (B, Hq, Nq) in float32, or float64 for
-        float64 inputs. The third is flash-attn's place for the probabilities of dropout.
+        out (B, Nq, Hq, D); with return_attn_probs (out, lse, None), lse the natural log-sum-exp (B, Hq, Nq) in float32, or
+        float64 for float64 inputs. The third is flash-attn's place for the probabilities of dropout.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

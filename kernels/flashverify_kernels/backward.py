@@ -6,7 +6,7 @@
 The recomputation from lse is that of FlashAttention (Dao et al., arXiv 2205.14135). Two kernels own their outputs: one program
 of `dkdv_kernel` a block of keys, summing over the query heads of its group, one program of `dq_kernel` a block of query rows.
 The exponent is formed as (round(S·scale) - lse)·log2 e with contraction off: lse of a row that one key dominates is that same
-rounded product, so its difference stays exact for logits of any size. P and dS are rounded to the inputs' dtype for the products.
+rounded product, so its difference stays exact for logits of any size. P and dS are rounded to the inputs' dtype for products.
 """
 
 import torch
@@ -49,7 +49,7 @@ def delta_kernel(
     ACCUMULATOR: tl.constexpr,
     BF16: tl.constexpr,
 ):
-    """delta = rowsum(dO·out) - dlse for BLOCK_M rows of one head."""
+    """For BLOCK_M rows of one head: delta = rowsum(dO·out) - dlse."""
     row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
     first_row = tl.program_id(0) % row_blocks * BLOCK_M
     batch_and_head = (tl.program_id(0) // row_blocks).to(tl.int64)

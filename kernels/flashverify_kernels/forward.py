@@ -75,9 +75,7 @@ def attend(
         accumulator = accumulator * rescale[:, None]
         v_tile = v_base + tl.cast(start, tl.int64) * stride_vn
         v = load_tile(v_tile, v_offsets, keys_left, head_dim, BLOCK_N, BLOCK_D, MASKED, CHECK_D, BF16)
-        accumulator = tl.dot(
-            as_operand(p, STORAGE, BF16), v, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATOR
-        )
+        accumulator = tl.dot(as_operand(p, STORAGE, BF16), v, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         running_max = new_max
     return accumulator, running_max, running_sum
 

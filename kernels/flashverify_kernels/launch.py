@@ -12,7 +12,7 @@ INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 EMULATE_BF16: bool = INTERPRETED
 
 UNSPECIALIZED = ["heads_q", "heads_kv", "group_size", "seqlen_q", "seqlen_k", "causal_offset", "scale_bits"]
-"""Arguments whose value does not compile a kernel anew. Strides and the head size do: loads are vectorised by their divisors."""
+"""Arguments whose value compiles no kernel anew. Strides and the head size do: loads are vectorised by their divisors."""
 
 _TRITON_DTYPES = {
     torch.float16: tl.float16,

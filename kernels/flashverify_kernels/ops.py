@@ -69,9 +69,7 @@ def backward(
     """Attention's dq, dk, dv (B,H,N,D); see `backward.attention_backward`."""
     chosen = _tiles(q, causal_offset is not None, tiles)
     with _on_device_of(q):
-        return attention_backward(
-            dout, dlse, q, k, v, out, lse, scale, causal_offset, precision, chosen.dkdv, chosen.dq
-        )
+        return attention_backward(dout, dlse, q, k, v, out, lse, scale, causal_offset, precision, chosen.dkdv, chosen.dq)
 
 
 @backward.register_fake
@@ -91,13 +89,13 @@ def _(
     return output_like(q), output_like(k), output_like(v)
 
 
-def _save(ctx, inputs, output) -> None:  # noqa: ANN001 - torch gives no type for ctx
+def _save(ctx, inputs, output) -> None:
     q, k, v, *ctx.options = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, *output)
 
 
-def _differentiate(ctx, dout, dlse):  # noqa: ANN001, ANN202
+def _differentiate(ctx, dout, dlse):
     q, k, v, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)

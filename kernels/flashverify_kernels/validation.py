@@ -1,4 +1,4 @@
-"""Validation of arguments: what is wrong is said before anything is launched, with the argument, what came and what is accepted."""
+"""Validation of arguments: before anything is launched, an error names the argument, what came and what is accepted."""
 
 import math
 import numbers
@@ -75,7 +75,9 @@ def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, names: tuple
     if k.shape[3] != head_dim:
         raise ValueError(f"{k_name}: got head size {k.shape[3]}, accepted is {q_name}'s, {head_dim}")
     if v.shape[3] != head_dim:
-        raise NotImplementedError(f"{v_name}: got head size {v.shape[3]}; one other than {k_name}'s, {head_dim}, is not there yet")
+        raise NotImplementedError(
+            f"{v_name}: got head size {v.shape[3]}; one other than {k_name}'s, {head_dim}, is not there yet"
+        )
     for name, x in ((k_name, k), (v_name, v)):
         if x.shape[0] != q.shape[0]:
             raise ValueError(f"{name}: got batch size {x.shape[0]}, accepted is {q_name}'s, {q.shape[0]}")

@@ -203,8 +203,7 @@ def worst_ratio(found: torch.Tensor, mid: torch.Tensor, radius: torch.Tensor, bo
 def worst_ratios(found: Outputs, exact, bound: Outputs) -> dict[str, float]:
     """`worst_ratio` of every output against a ball enclosure."""
     return {
-        name: worst_ratio(*(getattr(tensors, name) for tensors in (found, exact.mid, exact.radius, bound)))
-        for name in TENSORS
+        name: worst_ratio(*(getattr(tensors, name) for tensors in (found, exact.mid, exact.radius, bound))) for name in TENSORS
     }
 
 

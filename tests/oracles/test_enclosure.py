@@ -13,9 +13,7 @@ from flashverify.oracles import ball, mp
 from flashverify.oracles.enclosure import enclose, is_sharp
 from tests.oracles.support import draw, problem
 
-DYADIC = [
-    Fraction(m) * Fraction(2) ** e for m in (1, -3, 2**53 + 1, -(2**60) + 1) for e in (-1200, -1080, -1074, -60, 0)
-]
+DYADIC = [Fraction(m) * Fraction(2) ** e for m in (1, -3, 2**53 + 1, -(2**60) + 1) for e in (-1200, -1080, -1074, -60, 0)]
 
 
 def as_arb(value: Fraction):
