@@ -23,8 +23,8 @@ class Kernel(Protocol):
         name: what the user asked for, and reports show.
         device: where its tensors live.
         returns_lse: whether its lse is its own; otherwise lse is NaN, and nothing that needs it is checked.
-        saves_outputs: whether its backward pass works from the out and lse that it returned, as FlashAttention's does: then it is
-            also checked as a function of them ("modular"). A kernel that keeps more digits for itself can't be held to that.
+        saves_outputs: whether its backward pass works from the out and lse that it returned, as FlashAttention's does: then it
+            is also checked as a function of them ("modular"). A kernel that keeps more digits can't be held to that.
         sources: folder of the package that holds its source, to be hashed for the record, or None.
     """
 

@@ -3,8 +3,9 @@
     |X^ - X*| + rho <= B_X   for X in out, lse (forward), dq, dk, dv (modular and end-to-end)
 
 X* is the float64 oracle's, rho its a-priori error: the same bound with the oracle's own contract (docs/numerics.md). Modular:
-the backward pass as a function of the kernel's own out and lse, where it is one (`Kernel.saves_outputs`). End-to-end: from the inputs alone. The float64 instantiation is
-held to rigorous enclosures by the *function* check instead: against it the float64 oracle is no truth.
+the backward pass as a function of the kernel's own out and lse, where it is one (`Kernel.saves_outputs`). End-to-end: from the
+inputs alone. The float64 instantiation is held to rigorous enclosures by the *function* check instead: against it the float64
+oracle is no truth.
 """
 
 from __future__ import annotations

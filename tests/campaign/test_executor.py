@@ -40,7 +40,7 @@ def test_every_way_to_go_wrong_costs_its_own_case_alone():
     assert {records[seed].verdict for seed in reasons} == {Verdict.INCONCLUSIVE}
     assert reasons[DIES] == "worker died with exit code 41"
     assert reasons[RAISES].startswith("ArithmeticError: no luck (fakes.py:")
-    assert reasons[EXITS] == "worker died with exit code 0"
+    assert reasons[EXITS] == "SystemExit: 0"
     assert all(not records[seed].results for seed in reasons)
 
 

@@ -44,9 +44,15 @@ def test_each_record_is_on_disk_before_the_next_begins(tmp_path, records):
 
 
 def test_the_journal_is_closed_and_readable_after_an_exception(tmp_path, records):
-    with pytest.raises(KeyboardInterrupt), Journal(tmp_path / "a.jsonl") as journal:
-        journal.append(records[0])
-        raise KeyboardInterrupt
+    journal = Journal(tmp_path / "a.jsonl")
+
+    def interrupted():
+        with journal:
+            journal.append(records[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [record.case for record in read(tmp_path / "a.jsonl")] == [DOUBLE.id]
     with pytest.raises(ValueError, match="closed file"):
         journal.append(records[0])

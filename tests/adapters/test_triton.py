@@ -1,0 +1,97 @@
+"""What our kernels state of their arithmetic, by dtype and device, and how they say that they ran."""
+
+import pytest
+import torch
+
+from flashverify.adapters.contracts import TENSOR_CORES, TF32_BLOCK, UNKNOWN_TENSOR_CORE, flash_attention
+from flashverify.adapters.triton import TritonKernel
+from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.numerics.contract import AnyOrder, TensorCore
+from flashverify.numerics.formats import FORMATS, FP32, FP64, TF32
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def case_of(dtype, **changes):
+    return AttentionCase(dtype=dtype, seqlen_q=33, seqlen_k=65, head_dim=64, mask="causal").replace(**changes)
+
+
+@pytest.fixture(params=[(8, 0), (9, 0), (12, 0)], ids=lambda capability: f"sm{capability[0]}{capability[1]}")
+def capability(request, monkeypatch):
+    """A machine with a GPU of that compute capability, as far as contracts look."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_formats_follow_the_dtype(dtype):
+    contract = TritonKernel(CPU).contract(case_of(dtype))
+    half = dtype in {"fp16", "bf16"}
+    assert contract.storage is FORMATS[dtype]
+    assert contract.accumulator is (FP64 if dtype == "fp64" else FP32)
+    assert contract.probability is contract.score_gradient is (FORMATS[dtype] if half else None)
+    assert contract.operand is None
+    assert contract.flushes_subnormals is (dtype != "fp64")
+    assert (contract.log2_absolute == 0.0) is (dtype == "fp64")
+    assert contract.scale_roundings == (2 if dtype == "fp64" else 1)
+    assert contract.exponent == "shifted"
+    assert contract.block_k_exact
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_interpreter_multiplies_as_numpy_does(dtype):
+    assert TritonKernel(CPU).contract(case_of(dtype)).dot == AnyOrder()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensor_cores_multiply_half_precision_alone(dtype, capability):
+    dot = flash_attention(dtype, CUDA, block_q=64, block_k=64).dot
+    if dtype in {"fp16", "bf16"}:
+        assert dot == TENSOR_CORES.get(capability, UNKNOWN_TENSOR_CORE)
+    else:
+        assert dot == AnyOrder()  # float32 products in float32, not tf32
+
+
+def test_an_unknown_gpu_gets_the_coarsest_tensor_core():
+    for published in TENSOR_CORES.values():
+        for length in (1, 16, 64, 256, 4096):
+            assert UNKNOWN_TENSOR_CORE.kappa(length) >= published.kappa(length)
+
+
+def test_tf32_is_stated_where_it_is_asked_for(capability):
+    contract = flash_attention("fp32", CUDA, block_q=64, block_k=64, tf32=True)
+    half = TENSOR_CORES.get(capability, UNKNOWN_TENSOR_CORE)
+    assert contract.operand is TF32
+    assert contract.dot == TensorCore(TF32_BLOCK[half.block], half.extra_bits)
+    assert (contract.probability, contract.score_gradient) == (None, None)
+
+
+@pytest.mark.parametrize(("mask", "head_dim"), [("full", 16), ("causal", 64), ("causal-topleft", 256)])
+def test_contract_and_configuration_name_the_tiles_that_run(mask, head_dim):
+    kernel = TritonKernel(CPU)
+    case = case_of("bf16", mask=mask, head_dim=head_dim)
+    contract, configuration = kernel.contract(case), kernel.configuration(case)
+    assert configuration.keys() == {"table", "forward", "dkdv", "dq"}
+    assert configuration["forward"].split(",")[0].endswith(f"x{contract.block_k}")
+    assert configuration["dkdv"].startswith(f"{contract.block_q}x")
+
+
+def test_fields_can_be_stated_and_wrong_ones_are_refused():
+    assert flash_attention("bf16", CPU, block_q=None, block_k=16, prescaled=True).prescaled
+    with pytest.raises(TypeError, match="colour"):
+        flash_attention("bf16", CPU, block_q=None, block_k=16, colour="red")
+
+
+def test_contracts_read_as_words():
+    described = TritonKernel(CPU).contract(case_of("bf16")).describe()
+    assert described["storage"] == described["probability"] == "bf16"
+    assert described["accumulator"] == "fp32"
+    assert all(isinstance(word, str) for word in described.values())
+
+
+def test_every_case_of_today_is_taken():
+    kernel = TritonKernel(CPU)
+    assert kernel.declines(case_of("fp16", lse_grad=True, mask="causal-topleft")) is None
+    assert kernel.returns_lse
+    assert kernel.saves_outputs
+    assert (kernel.sources / "forward.py").is_file()
