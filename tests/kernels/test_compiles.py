@@ -1,0 +1,50 @@
+"""The kernels compile for GPUs that are not here, and fit their shared memory; every other test runs the interpreter's algebra."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED_MEMORY = {"90": 227 * 1024, "80": 163 * 1024}
+"""Bytes of shared memory that one block may have (CUDA C++ Programming Guide, technical specifications per compute capability)."""
+
+ENTRIES = {
+    "90": ("fp16:64:1", "bf16:128:0", "fp32:64:1", "fp64:256:0"),
+    "80": ("bf16:128:1", "fp64:256:0"),
+}
+KERNELS = {"forward_kernel", "delta_kernel", "dkdv_kernel", "dq_kernel"}
+
+
+def compile_entries(capability: str, entries: tuple[str, ...], cache: Path) -> dict[str, dict[str, int]]:
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_without_gpu", capability, *entries],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return {line["entry"]: line["shared"] for line in map(json.loads, finished.stdout.splitlines())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ENTRIES)
+def test_kernels_compile_and_fit(capability: str, tmp_path: Path) -> None:
+    compiled = compile_entries(capability, ENTRIES[capability], tmp_path)
+    assert tuple(compiled) == ENTRIES[capability]
+    for needs in compiled.values():
+        assert needs.keys() == KERNELS
+        assert max(needs.values()) <= SHARED_MEMORY[capability]
+
+
+def test_an_unknown_entry_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="KeyError"):
+        compile_entries("90", ("fp8:64:1",), tmp_path)
