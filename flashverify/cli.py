@@ -178,7 +178,13 @@ def replay(
     console.print(f"lane: {chosen.reason}")
     asked = _case(case)
     examined = load(kernel, _device(chosen))
-    record = examine_with(examined, asked, tuple(all_checks()))
+    try:
+        record = examine_with(examined, asked, tuple(all_checks()))
+    except Exception as error:  # the kernel's, most likely: one replays it to see where
+        traceback.print_exc()
+        console.print(f"{asked.id}: {verdict_text(Verdict.INCONCLUSIVE)}", soft_wrap=True)
+        console.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(CRASHED) from error
     console.print(f"{asked.id}: {verdict_text(record.verdict)}", soft_wrap=True)
     if record.reason:
         console.print(record.reason, markup=False)

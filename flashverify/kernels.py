@@ -19,4 +19,6 @@ def load(name: str, device: torch.device) -> Kernel:
     """
     if name.startswith(MUTANT):
         return catalogue.load(name.removeprefix(MUTANT), device)
+    if ":" not in name and name not in registry.NAMES:
+        raise ValueError(f"kernel: got {name!r}, accepted are {MUTANT}NAME, {registry.ACCEPTED}")
     return registry.load(name, device)

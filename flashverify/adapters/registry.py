@@ -8,7 +8,8 @@ from flashverify.adapters.function import FunctionKernel
 from flashverify.adapters.kernel import Kernel
 from flashverify.adapters.triton import TritonKernel
 
-ACCEPTED = "triton, and package.module:function"
+NAMES = ("triton",)
+ACCEPTED = f"{', '.join(NAMES)}, and package.module:function"
 
 
 def load(name: str, device: torch.device) -> Kernel:

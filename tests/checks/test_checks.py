@@ -113,7 +113,7 @@ def test_overflow_of_fp16_fails_where_truth_is_in_range():
 
 
 def test_a_case_beyond_the_range_of_its_dtype_is_unsupported_and_says_so():
-    case = HALF.replace(dtype="fp16", scale=1e6)
+    case = HALF.replace(dtype="fp16", scale=1e7)
     accuracy, function = examine(FakeKernel(), case).results
     assert accuracy.verdict is Verdict.UNSUPPORTED
     assert re.fullmatch(r"range: d[qk] may reach .*, the largest fp16 is 6.55e\+04", accuracy.reason)
@@ -132,6 +132,10 @@ def scribble_behind_dout(case, inputs, outputs):
     buffer = inputs.dout.as_strided((1,), (1,), inputs.dout.storage_offset() + inputs.dout.numel())
     assert buffer.isnan()
     buffer.fill_(0.0)
+
+
+def zero_k(case, inputs, outputs):
+    inputs.k.zero_()
 
 
 def scale_dlse(case, inputs, outputs):
@@ -153,6 +157,12 @@ def test_a_kernel_that_writes_into_its_inputs_fails(change, tensor, case):
     """Bits decide: also a zero that changes its sign, a guard band, and one buffer behind q, k and v."""
     record = examine(FakeKernel(change), case)
     assert (record.verdict, record.reason) == (Verdict.FAIL, f"{tensor}: the kernel wrote into the memory of its input")
+    assert set(results(record).values()) == {Verdict.FAIL}
+
+
+def test_a_write_that_does_nothing_the_second_time_is_seen_by_every_check():
+    record = examine(FakeKernel(zero_k))
+    assert set(results(record).values()) == {Verdict.FAIL}
 
 
 def test_a_kernel_without_lse_is_checked_in_all_else():

@@ -24,7 +24,7 @@ ALLOWED_TOLERANCES = {
     "cases/test_designed_regimes.py": (1, "a float64 softmax with one weight of 1, many roundings"),
     "cases/test_random_regimes.py": (4, "moments of a seeded sample: sampling error, not rounding"),
     "numerics/test_conditioning.py": (1, "the same float64 sums in another order, of no more than a few hundred terms"),
-    "numerics/test_hard.py": (2, "the same float64 sums in another order, and through an exponential"),
+    "numerics/test_hard.py": (3, "the same float64 sums in another order; expm1 against its argument's formula"),
 }
 """Files with literal tolerances: how many, and why they are no budget of a kernel."""
 
@@ -127,7 +127,9 @@ def test_every_test_file_says_what_it_is_about_and_asserts(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             body = ast.unparse(node)
-            assert re.search(r"\b(assert|raises|opcheck|_?(assert|check|expect|require)\w*\()", body), f"{node.name} asserts nothing"
+            assert re.search(r"\b(assert|raises|opcheck|_?(assert|check|expect|require)\w*\()", body), (
+                f"{node.name} asserts nothing"
+            )
 
 
 def test_files_are_short():
