@@ -82,9 +82,9 @@ class Coefficients:
         """`plain_dot` of q and k, one of which may have been scaled and rounded to storage before."""
         return (1.0 + self.prescaling) * (1.0 + self.plain_dot(length)) - 1.0
 
-    def gradient_dot(self, lengths: torch.Tensor) -> torch.Tensor:
+    def gradient_dot(self, lengths: torch.Tensor, runs: int = 1) -> torch.Tensor:
         """`walked_dot` of dS with q or k, which may have been scaled and rounded to storage before."""
-        return (1.0 + self.prescaling) * (1.0 + self.walked_dot(lengths)) - 1.0
+        return (1.0 + self.prescaling) * (1.0 + self.walked_dot(lengths, runs=runs)) - 1.0
 
     def partials(self, reach: torch.Tensor, group_size: int) -> torch.Tensor:
         """Error by rounding each query head's share of dk or dv to storage before the sum over the group, if it is.
@@ -102,27 +102,29 @@ class Coefficients:
         rounded = reach * storage.unit_roundoff + group_size * 0.5 * storage.smallest_subnormal
         return rounded + self.growth(float(group_size)) * (reach + rounded)
 
-    def walked_dot(self, lengths: torch.Tensor, extra: torch.Tensor | float = 0.0) -> torch.Tensor:
+    def walked_dot(self, lengths: torch.Tensor, extra: torch.Tensor | float = 0.0, runs: int = 1) -> torch.Tensor:
         """Error of dot products that a kernel accumulates over blocks, relative to the sums of magnitudes (lemma 2).
 
         Any tree of additions over n products rounds each product n times at most, so blocks cost nothing for `AnyOrder`.
-        A tensor core's step may be chained onto the accumulator, or added to it afterwards: one more rounding a step.
+        A tensor core's step may be chained onto the accumulator, or added to it afterwards: one more rounding a step. A run
+        of n consecutive terms touches at most ceil((n-1)/block) + 1 steps.
 
         Args:
             lengths: float64 tensor, the number of terms that may be different from zero (adding a zero is exact).
             extra: roundings of the partial sums besides (rescaling), broadcast against `lengths`.
+            runs: in how many runs of equal length the terms come, each in steps of its own: the query heads of a group.
 
         Returns:
             float64 tensor shaped like `lengths`.
         """
         dot = self.contract.dot
         if isinstance(dot, TensorCore):
-            # terms may straddle one more step than they fill, and so may every tile that is no multiple of a step
-            steps = torch.ceil(lengths / dot.block) + 1.0
+            beyond_first = (lengths / runs - 1.0).clamp(min=0.0)
+            steps = torch.ceil(beyond_first / dot.block) + 1.0
             for tile in (self.contract.block_q, self.contract.block_k):
-                if tile is not None and tile % dot.block:
-                    steps = steps + torch.ceil(lengths / tile)
-            kappa = steps * (dot.kappa(1) + 1.0)
+                if tile is not None and tile % dot.block:  # each tile that is touched ends in a step of its own
+                    steps = steps + torch.ceil(beyond_first / tile) + 1.0
+            kappa = lengths * dot.truncation + runs * steps * (dot.truncation + 3.0)
         else:
             kappa = lengths
         growth = torch.expm1((kappa + extra) * self.unit)

@@ -16,18 +16,24 @@ LOG2E = math.log2(math.e)
 class TensorCore:
     """A dot product in blocks of `block` products, aligned to the largest exponent, truncated, chained along K.
 
-    Each step truncates block + 1 terms to `extra_bits` bits below the accumulator's last one and truncates its sum:
-    |error| <= ((block + 1) / 2^(extra_bits - 1) + 2) u a step, relative to the sum of magnitudes (docs/numerics.md, lemma 2).
+    Each step truncates its products and the accumulator to `extra_bits` bits below the accumulator's last one and truncates
+    the sum: |error| <= ((products + 1) / 2^(extra_bits - 1) + 2) u a step, relative to the sum of magnitudes, where products
+    that are 0 don't count (docs/numerics.md, lemma 2).
     Hopper: block 16 for fp16 and bf16 and 8 for tf32, 2 extra bits (Khattak and Mikaitis, arXiv 2512.07004).
     """
 
     block: int
     extra_bits: int
 
+    @property
+    def truncation(self) -> float:
+        """Largest error of truncating one term of a step, in units of the accumulator's roundoff."""
+        return 2.0 ** (1 - self.extra_bits)
+
     def kappa(self, length: int) -> float:
         """Error constant of a dot product of that length, in units of the accumulator's roundoff."""
         steps = -(-length // self.block)
-        return steps * ((self.block + 1) * 2.0 ** (1 - self.extra_bits) + 2.0)
+        return length * self.truncation + steps * (self.truncation + 2.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ class Weights:
 
     Attributes:
         p: exp(x - lse).
-        excess: p·(e^omega - 1), an upper bound of |p·e^xi - p|.
-        unbounded: bool (c, r, n), where p·e^omega is too large to be meant (its excess is capped).
+        excess: an upper bound of |p·e^xi - p|: p·(e^omega - 1), or less where weights are cut.
+        unbounded: bool (c, r, n), where the largest weight is too large to be meant (its excess is capped).
     """
 
     p: torch.Tensor
@@ -40,22 +40,26 @@ class Weights:
 
     @property
     def largest(self) -> torch.Tensor:
-        """p·e^omega, an upper bound of the computed weight before underflow."""
+        """Upper bound p + excess of the computed weight before underflow."""
         return self.p + self.excess
 
 
-def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor) -> Weights:
+def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor, ceiling: float | None = None) -> Weights:
     """The probability p = exp(x - lse) and its largest change, formed in the log domain: no overflow, no 0·inf.
 
     Args:
         tile: the tile.
         lse: (c, r, 1), finite (anything for rows that see no key).
         omega: (c, r, n) exponent error.
+        ceiling: the largest weight that the kernel can compute, if it cuts them: the change is then finite for every omega.
     """
     exponent = tile.logit - lse
     raised = exponent + omega
     p = torch.exp(exponent.clamp(max=LARGEST_EXPONENT))
     excess = torch.where(omega < 1.0, p * torch.expm1(omega), torch.exp(raised.clamp(max=LARGEST_EXPONENT)) - p)
+    if ceiling is not None:
+        raised = exponent
+        excess = torch.maximum(torch.minimum(excess, ceiling - p), -torch.expm1(-omega) * p)
     seen = tile.seen
     return Weights(
         p=torch.where(seen, p, 0.0),
@@ -69,8 +73,9 @@ def score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
     multiplier, tiny = abs(tile.scale) * LOG2E, coefficients.tiny
     head_dim = tile.q.shape[-1]
     dot = coefficients.score_dot(head_dim) * tile.score_magnitude + 2.0 * head_dim * tiny
-    # c itself may underflow; tiny·A covers that
-    return multiplier * (1.0 + coefficients.multiplier) * dot + tiny * (tile.score_magnitude + dot)
+    # c itself, or the scale that it is formed from, may underflow
+    underflow = tiny if multiplier < 4.0 * coefficients.contract.accumulator.smallest_normal else 0.0
+    return multiplier * (1.0 + coefficients.multiplier) * dot + underflow * (tile.score_magnitude + dot)
 
 
 def logit_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:

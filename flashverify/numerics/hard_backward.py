@@ -8,6 +8,7 @@ kernel's may be anywhere within the forward budget. Terms: docs/numerics.md, the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,6 +81,8 @@ class ScoreGradients:
         delta_error: largest error of D, (c, r, 1): common to all keys of a row.
         ds: true dS.
         local: largest error of the kernel's dS as it enters dq and dk, cast included, but for the first-order effect of D's.
+        delta_reach: largest magnitude on the way to the kernel's D, (c, r, 1).
+        difference_reach: largest magnitude on the way to the kernel's dP - D, for pairs that are not seen too.
     """
 
     tile: Tile
@@ -90,6 +93,8 @@ class ScoreGradients:
     delta_error: torch.Tensor
     ds: torch.Tensor
     local: torch.Tensor
+    delta_reach: torch.Tensor
+    difference_reach: torch.Tensor
 
     @property
     def error(self) -> torch.Tensor:
@@ -116,35 +121,56 @@ def score_gradients(
     for tile in lanes.tiles(tile_elements):
         take = tile.place.take
         out_error = None if out_errors is None else take(out_errors)
-        delta, delta_error = _delta(tile, take(outs), take(dlses)[..., None], out_error, coefficients)
+        delta = _Delta.of(tile, take(outs), take(dlses)[..., None], out_error, coefficients)
         row_lse = take(lses)[..., None]
         dead = torch.isneginf(row_lse)
         row_lse = torch.where(dead, 0.0, row_lse)
         omega = backward_exponent(tile, coefficients, row_lse, take(lse_errors)[..., None])
-        weights = _dead_rows_removed(perturbed_weights(tile, row_lse, omega), dead)
-        yield _score_gradients(tile, coefficients, row_lse, weights, delta, delta_error, take(dlses)[..., None])
+        # an exponential of 0 is 1, and just below 0 it may err upwards
+        ceiling = math.exp(coefficients.exponential) if coefficients.contract.cuts_probability else None
+        weights = _dead_rows_removed(perturbed_weights(tile, row_lse, omega, ceiling), dead)
+        yield _score_gradients(tile, coefficients, row_lse, weights, delta)
 
 
-def _delta(
-    tile: Tile,
-    out: torch.Tensor,
-    dlse: torch.Tensor,
-    out_error: torch.Tensor | None,
-    coefficients: Coefficients,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """D = rowsum(dO·out) - dlse and the largest error of the kernel's, both (c, r, 1) (lemma 8)."""
-    length = out.shape[-1]
-    delta = (tile.dout * out).sum(-1, keepdim=True)
-    largest, error = out.abs(), torch.zeros_like(delta)
-    if out_error is not None:
-        # 0·inf: an unbounded output that nothing depends on
-        reach = torch.where(tile.dout == 0.0, 0.0, tile.dout.abs() * out_error)
-        error = error + reach.sum(-1, keepdim=True)
-        largest = torch.where(tile.dout == 0.0, 0.0, largest + out_error)
-    products = (tile.dout.abs() * largest).nan_to_num(nan=0.0, posinf=torch.inf).sum(-1, keepdim=True)
-    error = error + coefficients.growth(length + 1.0) * products + 2.0 * length * coefficients.tiny
-    difference = delta - dlse
-    return difference, error + coefficients.unit * (difference.abs() + error) + coefficients.tiny
+@dataclass(frozen=True, slots=True)
+class _Delta:
+    """D of a tile's rows, all (c, r, 1) (lemma 8).
+
+    Attributes:
+        dlse: cotangent of lse.
+        value: D = rowsum(dO·out) - dlse.
+        error: largest error of the kernel's.
+        reach: largest magnitude on the way to it.
+    """
+
+    dlse: torch.Tensor
+    value: torch.Tensor
+    error: torch.Tensor
+    reach: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        tile: Tile,
+        out: torch.Tensor,
+        dlse: torch.Tensor,
+        out_error: torch.Tensor | None,
+        coefficients: Coefficients,
+    ) -> _Delta:
+        """D for out and dlse, which a kernel in end-to-end mode knows to within out_error."""
+        length = out.shape[-1]
+        delta = (tile.dout * out).sum(-1, keepdim=True)
+        largest, error = out.abs(), torch.zeros_like(delta)
+        if out_error is not None:
+            # 0·inf: an unbounded output that nothing depends on
+            reach = torch.where(tile.dout == 0.0, 0.0, tile.dout.abs() * out_error)
+            error = error + reach.sum(-1, keepdim=True)
+            largest = torch.where(tile.dout == 0.0, 0.0, largest + out_error)
+        products = (tile.dout.abs() * largest).nan_to_num(nan=0.0, posinf=torch.inf).sum(-1, keepdim=True)
+        error = error + coefficients.growth(length + 1.0) * products + 2.0 * length * coefficients.tiny
+        value = delta - dlse
+        error = error + coefficients.unit * (value.abs() + error) + coefficients.tiny
+        return cls(dlse=dlse, value=value, error=error, reach=products + dlse.abs() + error)
 
 
 def _dead_rows_removed(weights: Weights, dead: torch.Tensor) -> Weights:
@@ -161,9 +187,7 @@ def _score_gradients(
     coefficients: Coefficients,
     lse: torch.Tensor,
     weights: Weights,
-    delta: torch.Tensor,
-    delta_error: torch.Tensor,
-    dlse: torch.Tensor,
+    delta: _Delta,
 ) -> ScoreGradients:
     """The terms of theorem 3, from the weights and from D."""
     contract, unit, tiny = coefficients.contract, coefficients.unit, coefficients.tiny
@@ -172,16 +196,16 @@ def _score_gradients(
 
     length = tile.v.shape[-1]
     product_error = coefficients.plain_dot(length) * (tile.dout.abs() @ tile.v.abs().mT) + 2.0 * length * tiny
-    difference = tile.dout @ tile.v.mT - delta
-    reached = difference.abs() + product_error + delta_error
+    difference = tile.dout @ tile.v.mT - delta.value
+    reached = difference.abs() + product_error + delta.error
     # dP - D, or (dP - rowsum) + dlse: one rounding more, of a number that dlse may dominate
-    difference_error = product_error + unit * (2.0 * reached + dlse.abs()) + 2.0 * tiny
-    reached = difference.abs() + difference_error + delta_error
+    difference_error = product_error + coefficients.growth(2.0) * reached + unit * (1.0 + unit) * delta.dlse.abs() + 2.0 * tiny
+    reached = difference.abs() + difference_error + delta.error
 
     local = weight_change * reached + weights.p * difference_error
     local = local + unit * largest_weight * reached + tiny
     ds = weights.p * difference
-    magnitude = ds.abs() + local + weights.p * delta_error
+    magnitude = ds.abs() + local + weights.p * delta.error
     local = local + coefficients.cast(contract.score_gradient, magnitude)
     local = torch.where(weights.unbounded, torch.inf, local)
     weight_error = weight_change + coefficients.cast(contract.probability, largest_weight)
@@ -191,9 +215,11 @@ def _score_gradients(
         lse=lse,
         weights=weights,
         weight_error=_or_zero(weight_error, tile.seen),
-        delta_error=delta_error,
+        delta_error=delta.error,
         ds=_or_zero(ds, tile.seen),
         local=_or_zero(local, tile.seen),
+        delta_reach=delta.reach,
+        difference_reach=reached + delta.dlse.abs(),
     )
 
 
@@ -259,13 +285,16 @@ class _Columns:
         scale = abs(case.softmax_scale)
         events = (2.0 * self.lengths + 2.0) * coefficients.tiny
         evaluation = EVALUATION_UNIT * (self.lengths + case.head_dim + 64.0)
-        dv = (self.dv_error + coefficients.walked_dot(self.lengths) * self.dv_reach + events) * (1.0 + evaluation)
-        dv = dv + coefficients.partials(self.dv_reach + dv, case.group_size)
+        group = case.group_size  # one walk over the queries for each head
+        accumulation = coefficients.walked_dot(self.lengths, runs=group)
+        dv = (self.dv_error + accumulation * self.dv_reach + events) * (1.0 + evaluation)
+        dv = dv + coefficients.partials(self.dv_reach + dv, group)
         dv = dv + coefficients.stored(self.dv.abs() + evaluation * self.dv_reach + dv)
-        dk = (self.dk_error + coefficients.gradient_dot(self.lengths) * self.dk_reach + events) * (1.0 + evaluation)
+        accumulation = coefficients.gradient_dot(self.lengths, runs=group)
+        dk = (self.dk_error + accumulation * self.dk_reach + events) * (1.0 + evaluation)
         shares = scale * (1.0 + coefficients.growth(2.0)) * (self.dk_reach + dk)
         value = scale * (self.dk.abs() + evaluation * self.dk_reach)
-        dk = _scaled_and_stored(value, scale * dk + coefficients.partials(shares, case.group_size), coefficients)
+        dk = _scaled_and_stored(value, scale * dk + coefficients.partials(shares, group), coefficients)
         seen = self.lengths > 0
         return _settle(dk, seen), _settle(dv, seen)
 

@@ -210,9 +210,10 @@ def _lse_error(row: _Rows) -> torch.Tensor:
     error = logits - torch.log1p(-row.row_sum.clamp(max=1.0))
     maximum = row_maximum(row.tile.logit, row.tile.seen)
     maximum_error = LN2 * row_maximum(logit_error(row.tile, coefficients), row.tile.seen)
-    error = error + coefficients.logarithm((row.lse - maximum).abs() + error + maximum_error)
-    # a kernel may convert the maximum and the logarithm to natural units before adding them
-    error = error + coefficients.growth(2.0) * (maximum.abs() + maximum_error)
+    logarithm = (row.lse - maximum).abs() + error + maximum_error
+    error = error + coefficients.logarithm(logarithm)
+    # a kernel may convert the maximum and the logarithm to natural units before adding them, and their sum may cancel
+    error = error + coefficients.growth(2.0) * (maximum.abs() + maximum_error + logarithm + coefficients.logarithm(logarithm))
     return error + coefficients.growth(3.0) * (row.lse.abs() + error) + 3.0 * coefficients.tiny
 
 

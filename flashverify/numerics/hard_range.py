@@ -1,11 +1,13 @@
 """Whether an intermediate may exceed the largest finite number of its format: then no error bound has a meaning.
 
-Checked are bounds of every number that the contract's arithmetic forms: scores, logits, dP, D, the unnormalised output,
-dS (where fp16 overflows first), the gradients before and after the scale, and what is stored.
+Checked are bounds of every number that the contract's arithmetic forms: scores, logits and their distances, weights, dP, D
+and their difference, the unnormalised output, dS (where fp16 overflows first), the gradients before and after the scale, and
+what is stored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +16,7 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import LOG2E, Contract
+from flashverify.numerics.exponents import LARGEST_EXPONENT
 from flashverify.numerics.formats import Format
 from flashverify.numerics.hard_backward import ScoreGradients, score_gradients
 from flashverify.numerics.hard_forward import ForwardBudget
@@ -58,6 +61,8 @@ def _reaches(
     sums = lanes.k.new_zeros((2, *lanes.k.shape))
     forward = ForwardBudget(budget.out, budget.lse)
     coefficients = Coefficients(contract)
+    # exp(x - lse) with an lse that is too small by its budget: what a backward pass is a function of, cut or not
+    yield "a weight recomputed from lse", math.exp(min(_largest(budget.lse), LARGEST_EXPONENT)), contract.accumulator
     for gradients in score_gradients(lanes, inputs, truth.out, truth.lse, coefficients, forward, tile_elements):
         yield from _tile_reaches(gradients, contract)
         tile = gradients.tile
@@ -80,11 +85,18 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     logits = scores * abs(tile.scale) * LOG2E
     yield "a score", scores, accumulator
     yield "a logit", logits, accumulator
-    # the largest key's exponent is 0 up to the rounding of a fused product
-    residual = accumulator.unit_roundoff * logits
-    yield "an unnormalised weight", 2.0 ** min(residual, 1023.0), contract.probability or accumulator
+    if contract.exponent == "shifted":
+        # the heaviest key's weight is 1, but the distance of two raw scores is formed before it is scaled
+        yield "the distance of two scores", 2.0 * scores, accumulator
+    else:
+        # the heaviest key's exponent is 0 up to the rounding of a fused product
+        residual = accumulator.unit_roundoff * logits
+        yield "an unnormalised weight", 2.0 ** min(residual, 1023.0), contract.probability or accumulator
     products = tile.dout.abs() @ tile.v.abs().mT
     yield "dP", slack * _largest(products), accumulator
+    yield "a weight of the backward pass", _largest(gradients.weights.largest), contract.probability or accumulator
+    yield "delta", slack * _largest(gradients.delta_reach), accumulator
+    yield "dP - delta", slack * _largest(gradients.difference_reach), accumulator
     # a row's weights are at most 1 each before they are normalised
     heaviest = tile.v.abs().sum(1).max() if tile.v.numel() else tile.v.new_zeros(())
     yield "the unnormalised output", slack * float(heaviest), accumulator

@@ -41,6 +41,7 @@ class Options:
     dropped_key: int | None = None
     prescale: bool = False
     cut: bool = False
+    chained: bool = True  # dK and dV of a group of heads in one accumulator; or a sum of each head's
 
 
 def cast(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -100,6 +101,13 @@ class Kernel:
         if kind == "tensor-core" and self.work is np.float32:
             return tensor_core(a, b, c, 16)
         return c + a @ b
+
+    def log2(self, x: np.ndarray) -> np.ndarray:
+        """log2(x) with noise of one ulp; log2(1) = 0."""
+        with np.errstate(divide="ignore"):
+            exact = np.log2(x).astype(self.work)
+        noise = np.spacing(np.abs(exact)) * self.random.integers(-1, 2, x.shape).astype(self.work)
+        return np.where(np.isfinite(exact) & (exact != 0), exact + noise, exact).astype(self.work)
 
     def exp2(self, x: np.ndarray) -> np.ndarray:
         """2^x with noise of whole ulps; 2^0 = 1; float32 results below the smallest normal are flushed."""
@@ -169,10 +177,10 @@ class Kernel:
         out = acc / np.where(empty, 1, total)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             if shifted:
-                natural = (np.log2(total).astype(work) * work(math.log(2))).astype(work)
+                natural = (self.log2(total) * work(math.log(2))).astype(work)
                 lse = np.where(empty, -np.inf, (m * factor).astype(work) + natural).astype(work)
             else:
-                lse2 = np.where(empty, -np.inf, m + np.log2(total)).astype(work)
+                lse2 = np.where(empty, -np.inf, m + self.log2(total)).astype(work)
                 lse = lse2 if options.lse_base2 else (lse2 * work(math.log(2))).astype(work)
         return cast(out.astype(work), self.dtype), lse
 
@@ -187,8 +195,9 @@ class Kernel:
         lse: np.ndarray,
         seen: np.ndarray,
         scale: float,
+        sums: tuple[np.ndarray, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of one query head: dq, rounded to storage; dk (not yet scaled) and dv in the accumulator's format."""
+        """Of one query head: dq, rounded to storage; dk (not yet scaled) and dv of the heads so far (`sums`) and this one."""
         work = self.work
         c, factor = self.multiplier(scale)
         delta = (dout * out).sum(1, dtype=work)
@@ -210,7 +219,11 @@ class Kernel:
         dp = self.dot(dout, v.T)
         ds = cast((p * (dp - delta[:, None])).astype(work), self.dtype)
         dq = cast((self.dot(ds, k) * factor).astype(work), self.dtype)
-        return dq, self.dot(ds.T, q), self.dot(self.to_probability(p).T, dout)
+        dk, dv = sums
+        p = self.to_probability(p)
+        if self.options.chained:
+            return dq, self.dot(ds.T, q, dk), self.dot(p.T, dout, dv)
+        return dq, dk + self.dot(ds.T, q), dv + self.dot(p.T, dout)
 
 
 def visible(case: AttentionCase, options: Options | None = None) -> np.ndarray:
@@ -242,8 +255,7 @@ def simulate(case: AttentionCase, arrays: dict[str, np.ndarray], options: Option
                 q, dout = arrays["q"][b, h].astype(work), arrays["dout"][b, h].astype(work)
                 dlse = None if arrays["dlse"] is None else arrays["dlse"][b, h]
                 out, lse = kernel.forward(q, k, v, wide, case.softmax_scale)
-                dq, dk_h, dv_h = kernel.backward(q, k, v, dout, dlse, out, lse, wide, case.softmax_scale)
-                dk, dv = dk + dk_h, dv + dv_h
+                dq, dk, dv = kernel.backward(q, k, v, dout, dlse, out, lse, wide, case.softmax_scale, (dk, dv))
                 result["out"][b, h], result["lse"][b, h], result["dq"][b, h] = out, lse, dq
             result["dk"][b, g] = cast((dk * factor).astype(work), case.dtype)[: case.seqlen_k]
             result["dv"][b, g] = cast(dv, case.dtype)[: case.seqlen_k]

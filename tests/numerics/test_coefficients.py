@@ -47,6 +47,33 @@ def test_the_tensor_core_stays_within_its_dot_product_lemma(length: int, signs: 
     assert walked >= coefficients.plain_dot(length)
 
 
+@pytest.mark.parametrize("runs", [8, 64])
+def test_short_runs_take_a_step_each(runs: int) -> None:
+    """A group of query heads of one row each: every head's product is lost, since each comes in a step of its own."""
+    products = np.full(runs, 1.98 * 2.0**-24)
+    products[0] = 1.0
+    total = np.zeros((1, 1), np.float32)
+    for product in products:
+        total = tensor_core(np.ones((1, 1)), product.reshape(1, 1), total, 16)
+    lost = products.sum() - float(total[0, 0])
+    assert lost > 1.9 * (runs - 1) * 2.0**-24
+    length = torch.tensor(float(runs), dtype=torch.float64)
+    assert lost <= Coefficients(HALF).walked_dot(length, runs=runs) * products.sum()
+    if runs == 64:
+        assert lost > Coefficients(HALF).walked_dot(length) * products.sum()
+
+
+def test_a_run_touches_no_more_steps_than_counted() -> None:
+    """Against all positions of a run among tiles that need not be multiples of a step."""
+    for tile in (16, 24, 40):
+        coefficients = Coefficients(dataclasses.replace(HALF, block_k=tile))
+        for length in range(1, 130):
+            touched = max(len({(i // tile, i % tile // 16) for i in range(start, start + length)}) for start in range(2 * tile))
+            counted = coefficients.walked_dot(torch.tensor(float(length), dtype=torch.float64))
+            needed = coefficients.growth(length * 0.5 + touched * 3.5)
+            assert counted >= needed * (1 - 1e-9), (tile, length)
+
+
 def test_growth_covers_every_product_of_roundings() -> None:
     for contract in (HALF, ORACLE_FLOAT64):
         coefficients = Coefficients(contract)

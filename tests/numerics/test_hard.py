@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import mpmath
 import numpy as np
@@ -14,13 +15,14 @@ from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics import hard_forward
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import ORACLE_FLOAT64, Contract
+from flashverify.numerics.exponents import perturbed_weights
 from flashverify.numerics.formats import FP16
 from flashverify.numerics.hard import backward_budget, forward_budget, range_violation
 from flashverify.numerics.tiles import Lanes, by_lane
 from flashverify.oracles import dense
-from tests.numerics.contracts import as_inputs, contract_of
+from tests.numerics.contracts import as_inputs, contract_of, ratios
 from tests.numerics.inputs import make
-from tests.numerics.simulator import Options
+from tests.numerics.simulator import Options, simulate
 
 CASE = AttentionCase(
     dtype="bf16", batch=2, heads_q=4, heads_kv=2, seqlen_q=9, seqlen_k=37, head_dim=16, mask="causal", lse_grad=True
@@ -144,6 +146,103 @@ def test_a_non_finite_masked_key_leaves_other_rows_budgets_alone() -> None:
     torch.testing.assert_close(before.lse[..., :-1], after.lse[..., :-1], rtol=1e-9, atol=0)
     assert torch.isfinite(after.out[:, :, :-1]).all()
     assert torch.isfinite(after.dq[:, :, :-1]).all()
+
+
+def one_row(dtype: str, k: list[float], v: list[float], dout: float, scale: float) -> tuple[AttentionCase, Inputs]:
+    """One query, q = 1, head size 1."""
+    tensors = [torch.tensor(x, dtype=torch.float64).reshape(1, 1, -1, 1) for x in ([1.0], k, v, [dout])]
+    return AttentionCase(dtype=dtype, seqlen_q=1, seqlen_k=len(k), head_dim=1, scale=scale), Inputs(*tensors, dlse=None)
+
+
+SHIFTED = Options(exponent="shifted", cut=True, dot="any-order")
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "dout", "scale", "name"),
+    [
+        ([2.0**127, -(2.0**127)], [1.0, 2.0], 1.0, 2.0**-126, "the distance of two scores"),
+        ([1.0, 0.0], [2.0**63, -(2.0**63)], 1.25 * 2.0**64, 4.0, "dP - delta"),
+    ],
+)
+def test_differences_may_overflow_where_their_terms_do_not(
+    k: list[float], v: list[float], dout: float, scale: float, name: str
+) -> None:
+    case, inputs = one_row("bf16", k, v, dout, scale)
+    contract = contract_of("bf16", SHIFTED)
+    truth = dense.attention(case, inputs)
+    assert all(x.isfinite().all() for _, x in truth.items())
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays = {name: None if x is None else x.numpy() for name, x in dataclasses.asdict(inputs).items()}
+        got = simulate(case, arrays, SHIFTED)
+    assert any(abs(got[n] - getattr(truth, n).numpy()).max() > 0 or not np.isfinite(got[n]).all() for n in ("out", "dq"))
+    reason = range_violation(case, inputs, truth, budgets(case, inputs, truth, contract), contract)
+    assert reason is not None
+    assert reason.startswith(f"range: {name} may reach")
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e5, -1e6])
+def test_a_kernel_that_shifts_and_cuts_has_a_budget_for_very_large_logits(scale: float) -> None:
+    case = CASE.replace(scale=scale)
+    contract = contract_of("bf16", SHIFTED)
+    arrays = make(case, "normal")
+    inputs, truth = problem(case)
+    budget = budgets(case, inputs, truth, contract)
+    assert range_violation(case, inputs, truth, budget, contract) is None
+    assert (budget.dv <= 1.1 * (truth.dv.abs() + _grouped(case, inputs.dout.abs().sum(2, keepdim=True)))).all()
+    found = ratios(case, arrays, simulate(case, arrays, SHIFTED), contract)
+    assert all(ratio <= 1.0 for ratio in found.values()), found
+
+
+@pytest.mark.parametrize("scale", [-1e9, 1e12, 1e30])
+def test_beyond_them_the_range_says_that_lse_tells_nothing_of_weights(scale: float) -> None:
+    case = CASE.replace(scale=scale)
+    contract = contract_of("bf16", SHIFTED)
+    inputs, truth = problem(case)
+    reason = range_violation(case, inputs, truth, budgets(case, inputs, truth, contract), contract)
+    assert reason is not None
+    assert reason.startswith("range: a weight recomputed from lse may reach")
+
+
+def _grouped(case: AttentionCase, by_query_head: torch.Tensor) -> torch.Tensor:
+    """Summed over the query heads of each group."""
+    return by_query_head.unflatten(1, (case.heads_kv, case.group_size)).sum(2)
+
+
+def test_the_budget_of_a_cut_weight_covers_every_exponent_within_omega() -> None:
+    inputs, truth = problem()
+    (tile,) = Lanes.of(CASE, inputs).tiles(2**24)
+    lse = tile.place.take(by_lane(CASE, truth.lse))[..., None]
+    for size in (1e-9, 0.1, 3.0, 1e3):
+        omega = torch.full_like(tile.score, size)
+        weights = perturbed_weights(tile, lse, omega, ceiling=1.0)
+        assert not weights.unbounded.any()
+        for moved in (-size, -size / 2, size / 2, size):
+            computed = torch.exp((tile.logit - lse + moved).clamp(max=0.0))
+            error = torch.where(tile.seen, (computed - weights.p).abs(), 0.0)
+            assert (error <= weights.excess * (1 + 1e-9) + 1e-15).all()
+        assert (weights.excess <= perturbed_weights(tile, lse, omega).excess).all()
+        assert weights.excess.max() <= 1.0
+
+
+def test_the_lse_budget_counts_conversions_where_the_sum_cancels() -> None:
+    """-ln n + ln n: the product of log2(n) and ln 2, and that constant, round relative to ln n and not to lse = 0."""
+    keys, u = 32, 2.0**-24
+    case, inputs = one_row("fp32", [-1.0] * keys, [1.0] * keys, 1.0, math.log(keys))
+    contract = dataclasses.replace(contract_of("fp32", SHIFTED), block_k=None, scale_roundings=0)
+    truth = dense.attention(case, inputs)
+    assert abs(float(truth.lse)) < 1e-15
+    maximum, logarithm, row_sum = 2 * math.log(keys), (4 + 2) * math.log(keys), keys
+    dot = math.log(keys)  # of one product
+    budget = float(forward_budget(case, inputs, truth.out, truth.lse, contract).lse)
+    exponentials = 2 * contract.exp2_ulps
+    assert budget >= (maximum + logarithm + row_sum + dot + exponentials) * u
+    assert budget <= 1.5 * (maximum + logarithm + row_sum + dot + exponentials) * u
+
+
+def test_a_tiny_normal_scale_is_no_underflow() -> None:
+    case, inputs = one_row("bf16", [2.0**123, -(2.0**123)], [1.0, 2.0], 1.0, 2.0**-123)
+    truth = dense.attention(case, inputs)
+    assert float(budgets(case, inputs, truth, contract_of("bf16", SHIFTED)).out) < 0.02
 
 
 def test_range_is_declared_by_name() -> None:

@@ -48,6 +48,7 @@ def configurations(dtype: str, kind: str):
             noise=int(random.integers(1 << 30)),
             cut=exponent == "shifted" or bool(random.integers(2)),
             prescale=exponent != "shifted" and bool(random.integers(5) == 0),
+            chained=bool(random.integers(2)),
         )
         yield case, options
 
