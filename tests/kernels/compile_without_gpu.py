@@ -1,4 +1,6 @@
-"""Compile the kernels for a GPU that is not there, and print what each needs: python -m tests.kernels.compile_without_gpu 90 fp16:64:1
+"""Compile the kernels for a GPU that is not there, and print what each needs.
+
+    python -m tests.kernels.compile_without_gpu 90 fp16:64:1
 
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal triples.
@@ -13,12 +15,11 @@ import sys
 os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver, jit
-
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
 from flashverify_kernels.tiles import TABLES
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 

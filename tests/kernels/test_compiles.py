@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs that are not here, and fit their shared memory; every other test runs the interpreter's algebra."""
+"""The kernels compile for GPUs that are not here, and fit their shared memory: the interpreter tests the algebra alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SHARED_MEMORY = {"90": 227 * 1024, "80": 163 * 1024}
-"""Bytes of shared memory that one block may have (CUDA C++ Programming Guide, technical specifications per compute capability)."""
+"""Bytes of shared memory that a block may have (CUDA C++ Programming Guide, specifications per compute capability)."""
 
 ENTRIES = {
     "90": ("fp16:64:1", "bf16:128:0", "fp32:64:1", "fp64:256:0"),
