@@ -39,11 +39,14 @@ class TritonKernel:
         self.sources: Path | None = None if self._package.__file__ is None else Path(self._package.__file__).parent
         self._tables: ModuleType = importlib.import_module(f"{package}.tiles")
         self._operators: ModuleType = importlib.import_module(f"{package}.ops")
+        self._validation: ModuleType = importlib.import_module(f"{package}.validation")
 
     def declines(self, case: AttentionCase) -> str | None:
-        """None: every case of today's features is taken."""
-        del case
-        return None
+        """A scale beyond what the accumulator's format can hold; every other case of today's features is taken."""
+        smallest, largest = self._validation.SCALE_RANGE[TORCH_DTYPES[case.dtype]]
+        if case.softmax_scale == 0.0 or smallest <= abs(case.softmax_scale) <= largest:
+            return None
+        return f"scale {case.softmax_scale} beyond the range of the accumulator's format"
 
     def contract(self, case: AttentionCase) -> Contract:
         """Sums in float32 (float64), P and dS rounded to the inputs' dtype, scores shifted before they are scaled."""

@@ -95,3 +95,14 @@ def test_every_case_of_today_is_taken():
     assert kernel.returns_lse
     assert kernel.saves_outputs
     assert (kernel.sources / "forward.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "declined"),
+    [("bf16", 1e-45, True), ("fp32", 1e67, True), ("fp16", -1e67, True), ("fp64", 1e67, False), ("fp32", 0.0, False)],
+)
+def test_a_scale_that_the_kernels_refuse_is_declined(dtype, scale, declined):
+    """It was inconclusive: the kernel's ValueError looked like a crash."""
+    reason = TritonKernel(CPU).declines(case_of(dtype, scale=scale))
+    assert (reason is not None) is declined
+    assert reason is None or f"scale {scale}" in reason
