@@ -42,7 +42,10 @@ class TritonKernel:
         self._validation: ModuleType = importlib.import_module(f"{package}.validation")
 
     def declines(self, case: AttentionCase) -> str | None:
-        """A scale beyond what the accumulator's format can hold; every other case of today's features is taken."""
+        """Scales beyond the accumulator's format, and head sizes that the device has no shared memory for."""
+        refusal: str | None = self._tables.unavailable(self.device, TORCH_DTYPES[case.dtype], case.head_dim)
+        if refusal is not None:
+            return refusal
         smallest, largest = self._validation.SCALE_RANGE[TORCH_DTYPES[case.dtype]]
         if case.softmax_scale == 0.0 or smallest <= abs(case.softmax_scale) <= largest:
             return None

@@ -126,6 +126,9 @@ _DOUBLE = {
 _NVIDIA = {torch.float16: _HALF, torch.bfloat16: _HALF, torch.float32: _SINGLE, torch.float64: _DOUBLE}
 _INTERPRETER = {(head_dim, causal): _tiles((32, 32), (32, 32), (32, 32)) for head_dim, causal in _HALF}
 
+LARGEST_DOUBLE_BYTES = 165_888
+"""Shared memory of the dK/dV kernel in float64 at the largest head size (as compiled: tests/kernels/test_compiles.py)."""
+
 TABLES: dict[str, dict[torch.dtype, dict[tuple[int, bool], Tiles]]] = {
     "interpreter": dict.fromkeys(_NVIDIA, _INTERPRETER),
     "sm80": _NVIDIA,
@@ -157,5 +160,30 @@ def architecture(device: torch.device) -> str:
 
 
 def tiles_for(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool) -> Tiles:
-    """The tiles that the kernels use for this device, dtype, head size and visibility."""
+    """The tiles that the kernels use for this device, dtype, head size and visibility.
+
+    Raises:
+        ValueError: if the device is older than every table.
+        NotImplementedError: if the device's blocks have too little shared memory.
+    """
+    refusal = unavailable(device, dtype, head_dim)
+    if refusal is not None:
+        raise NotImplementedError(refusal)
     return TABLES[architecture(device)][dtype][padded_head_dim(head_dim), causal]
+
+
+def unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why a device has no tiles for a dtype and head size, or None.
+
+    Every entry fits the 99 KiB of the smallest devices of compute capability 8.0 and newer, but one: four float64 tiles of
+    16 x 256 do not.
+    """
+    if INTERPRETED or dtype != torch.float64 or padded_head_dim(head_dim) < HEAD_DIMS[-1]:
+        return None
+    available = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if available >= LARGEST_DOUBLE_BYTES:
+        return None
+    return (
+        f"head size: got {head_dim} in float64, which takes {LARGEST_DOUBLE_BYTES} bytes of shared memory a block; this device "
+        f"has {available}; accepted are head sizes up to {HEAD_DIMS[-2]}"
+    )

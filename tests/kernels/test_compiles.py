@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flashverify_kernels.tiles import LARGEST_DOUBLE_BYTES
 
 SHARED_MEMORY = {"90": 227 * 1024, "80": 163 * 1024}
 """Bytes of shared memory that a block may have (CUDA C++ Programming Guide, specifications per compute capability)."""
@@ -33,6 +34,15 @@ def compile_entries(capability: str, entries: tuple[str, ...], cache: Path) -> d
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return {line["entry"]: line["shared"] for line in map(json.loads, finished.stdout.splitlines())}
+
+
+@pytest.mark.slow
+def test_float64_at_the_largest_head_size_takes_what_is_said(tmp_path: Path) -> None:
+    """All other entries fit 99 KiB, the least that compute capability 8.0 and newer has; this one's need is a constant."""
+    compiled = compile_entries("80", ("fp64:256:1", "fp16:128:1", "fp64:128:1"), tmp_path)
+    assert max(compiled.pop("fp64:256:1").values()) == LARGEST_DOUBLE_BYTES
+    for needs in compiled.values():
+        assert max(needs.values()) <= 99 * 1024
 
 
 @pytest.mark.slow

@@ -78,3 +78,23 @@ def test_a_row_fits_the_device_and_gives_finite_results(
     if dtype == torch.float64:
         expected = attention(*inputs, causal_offset=10 if causal else None)
         assert max(expected.worst(name, results[name]) for name in RESULTS) <= 1.0
+
+
+@pytest.mark.parametrize(("available", "refused"), [(99 * 1024, True), (163 * 1024, False), (227 * 1024, False)])
+def test_float64_at_the_largest_head_size_wants_shared_memory(
+    available: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Properties:
+        shared_memory_per_block_optin = available
+
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    device = torch.device("cuda", 0)
+    assert tiles_for(device, torch.float64, 128, True)
+    assert tiles_for(device, torch.bfloat16, 256, True)
+    if not refused:
+        assert tiles_for(device, torch.float64, 129, False)
+        return
+    with pytest.raises(NotImplementedError, match=f"head size: got 129 in float64, .* this device has {available}; accepted"):
+        tiles_for(device, torch.float64, 129, False)
