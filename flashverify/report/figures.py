@@ -135,6 +135,7 @@ def _length(certificate: Certificate) -> Figure | None:
         layout[axis.replace("x", "xaxis")] = {
             "type": "log",
             "title": {"text": "keys"},
+            "tickformat": "~s",
             **({} if column == 0 else {"matches": "x"}),
             "tickangle": 0,
             "exponentformat": "none",
