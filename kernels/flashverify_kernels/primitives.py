@@ -12,7 +12,6 @@ import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))
 LN2: tl.constexpr = tl.constexpr(math.log(2.0))
-LOWER_HALF: tl.constexpr = tl.constexpr(0xFFFF)
 QUIET_NAN_BF16: tl.constexpr = tl.constexpr(0x7FC0)
 
 
