@@ -1,4 +1,4 @@
-"""The command line: certify, replay, report, list, env.
+"""The command line: certify, replay, report, gate, list, env.
 
 Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive, or this program crashed; 4 usage;
 5 nothing ran; 130 interrupted.
@@ -17,8 +17,6 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from flashverify.cases.case import AttentionCase
@@ -228,6 +226,24 @@ def report(
     console.print(f"{html}\n{markdown}", soft_wrap=True)
 
 
+@app.command()
+def gate(
+    certificate: Annotated[Path, typer.Argument(help="The new certificate (JSON).")],
+    baseline: Annotated[Path, typer.Option(help="The certificate that it must not fall behind.")],
+    allow_kernel: Annotated[bool, typer.Option("--allow-kernel", help="The two may be of different kernels.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Any number that rose is a regression.")] = False,
+) -> None:
+    """Compare a certificate with a baseline: did any number get worse?"""
+    from flashverify.console.gate import print_gate
+    from flashverify.records.baseline import compare
+    from flashverify.records.certificate import Certificate
+
+    new, old = Certificate.read(certificate), Certificate.read(baseline)
+    found = compare(new, old, allow_kernel)
+    print_gate(console, new, old, found, strict)
+    raise typer.Exit(found.exit_code(strict))
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="cases, regimes, layouts, checks, matrices or mutants.")] = "cases",
@@ -235,7 +251,9 @@ def list_(
     select: Annotated[list[str] | None, typer.Option(help="Only cases whose id or features contain this; repeatable.")] = None,
 ) -> None:
     """List what can be asked for."""
-    for line in _listing(what, matrix, select or []):
+    from flashverify.console.listing import listing
+
+    for line in listing(what, matrix, select or []):
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -251,29 +269,6 @@ def env(kernel: KernelOption = "triton", lane: LaneOption = "auto") -> None:
     sources = load(kernel, _device(chosen)).sources
     for name, value in Environment.capture(chosen.name == "interpreter", sources).describe().items():
         console.print(f"{name:24} {value}", markup=False, soft_wrap=True)
-
-
-def _listing(what: str, matrix: str, words: list[str]) -> list[str]:
-    from flashverify.campaign.plan import select as select_cases
-    from flashverify.cases import layouts, matrices, regimes
-    from flashverify.checks.registry import all_checks
-    from flashverify.mutants import catalogue
-
-    def cases() -> list[str]:
-        selected: tuple[AttentionCase, ...] = select_cases(matrices.matrix(matrix), words)
-        return [found.id for found in selected]
-
-    listings: dict[str, Callable[[], list[str]]] = {
-        "cases": cases,
-        "regimes": lambda: list(regimes.REGIMES),
-        "layouts": lambda: list(layouts.LAYOUTS),
-        "checks": lambda: list(all_checks()),
-        "matrices": lambda: list(matrices.MATRICES),
-        "mutants": lambda: [f"{mutant.name:28} {mutant.story}" for mutant in catalogue.MUTANTS.values()],
-    }
-    if what not in listings:
-        raise ValueError(f"what: got {what!r}, accepted are {', '.join(listings)}")
-    return listings[what]()
 
 
 def _case(case_id: str) -> AttentionCase:

@@ -306,7 +306,7 @@ def test_the_environment_is_shown(run):
 def test_help_is_shown_and_is_no_error(run):
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("certify", "replay", "report", "list", "env"):
+    for command in ("certify", "replay", "report", "gate", "list", "env"):
         assert command in out
 
 
