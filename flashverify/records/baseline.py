@@ -95,7 +95,7 @@ class Move:
     @property
     def exceeds(self) -> bool:
         """Whether it is worse than every number that the baseline knows for its like, and than its own: a regression."""
-        return self.rose and (severity(self.new) > severity(self.known) or not math.isfinite(self.new))
+        return self.rose and severity(self.new) > severity(self.known)
 
     @property
     def growth(self) -> float:
@@ -186,7 +186,7 @@ def compare(new: Certificate, baseline: Certificate, allow_kernel: bool = False)
     measured_before = {case: old_entries for case, (old_entries, _) in entries.items()}
     return BaselineComparison(
         losses=tuple(sorted(losses, key=lambda loss: (loss.what not in WHOLE_CASE, loss.what, loss.case))),
-        exceeded=tuple(sorted((move for move in rises if move.exceeds), key=lambda move: -move.excess)),
+        exceeded=tuple(sorted((move for move in moves if move.exceeds), key=lambda move: -move.excess)),
         trends=significant(_trends(moves)),
         moved=tuple(move for move in rises if not move.exceeds),
         fallen=sum(severity(move.new) < severity(move.old) for move in moves),
@@ -225,6 +225,8 @@ def _by_case(certificate: Certificate, name: str) -> dict[str, CaseRecord]:
     for record in certificate.records:
         if record.case in found:
             raise ValueError(f"{name}: got two records of case {record.case}, accepted is one")
+        if len({result.check for result in record.results}) < len(record.results):
+            raise ValueError(f"{name}, case {record.case}: got two results of a check, accepted is one")
         found[record.case] = record
     return found
 
@@ -256,8 +258,6 @@ def _losses(old: CaseRecord, new: CaseRecord | None) -> Iterator[Loss]:
         if not new.results:
             return
     checks = {result.check: result for result in new.results}
-    if len(checks) < len(new.results):
-        raise ValueError(f"case {new.case}: got two results of a check, accepted is one")
     for result in old.results:
         found = checks.get(result.check)
         what = f"check {result.check}"
@@ -329,9 +329,8 @@ def _moves(
 def _trends(moves: Iterable[Move]) -> Iterator[Trend]:
     groups: dict[tuple[str, str, str, str, str], list[tuple[Draw, float]]] = defaultdict(list)
     for move in moves:
-        if math.isfinite(move.old) and math.isfinite(move.new):
-            place = (move.dtype, move.check, move.tensor, move.mode, move.quantity)
-            groups[place].append((move.draw, move.new - move.old))
+        place = (move.dtype, move.check, move.tensor, move.mode, move.quantity)
+        groups[place].append((move.draw, move.new - move.old))
     for (dtype, check, tensor, mode, quantity), changes in groups.items():
         rises, falls = votes(changes)
         yield Trend(dtype=dtype, check=check, tensor=tensor, mode=mode, quantity=quantity, rises=rises, falls=falls)

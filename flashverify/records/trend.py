@@ -51,7 +51,7 @@ class Trend:
 
 
 def votes(moves: Iterable[tuple[Draw, float]]) -> tuple[int, int]:
-    """Draws that rose and draws that fell, from (draw, new - old) of every case; a draw that is even has no vote."""
+    """Draws that rose and draws that fell, from (draw, new - old) of every case; NaN and an even draw have no vote."""
     balance: dict[Draw, int] = defaultdict(int)
     for draw, change in moves:
         balance[draw] += (change > 0) - (change < 0)
