@@ -59,7 +59,7 @@ def _compare(examination: Examination, reference: Reference, mode: str, tensors:
             truth=getattr(reference.truth, name),
             radius=getattr(reference.radius, name),
             budget=getattr(reference.budget, name),
-            format=contract.accumulator if name == "lse" else contract.storage,
+            format=contract.accumulator if name == "lse" else contract.stored,
         )
 
 
