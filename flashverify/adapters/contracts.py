@@ -1,8 +1,7 @@
 """Numerical contracts by device: what a FlashAttention kernel compiled for it may be held to.
 
-Sources of the figures: tensor cores, Khattak and Mikaitis (arXiv 2512.07004); exponential, logarithm and division, the PTX
-ISA (ex2.approx: 2 ulp from the correctly rounded value, so 2.5 from the true one; lg2.approx: 2^-22 absolute near 1;
-div.full: 2 ulp).
+Sources of the figures: tensor cores, Khattak and Mikaitis (arXiv 2512.07004); exponential, logarithm and division,
+`numerics.published`. A campaign replaces them by what it measured on the device (`Arithmetic.refine`).
 """
 
 from __future__ import annotations
@@ -11,11 +10,7 @@ import torch
 
 from flashverify.numerics.contract import AnyOrder, Contract, TensorCore
 from flashverify.numerics.formats import FORMATS, FP32, FP64, TF32
-
-EXP2_ULPS = 2.5
-LOG2_ULPS = 2.0
-LOG2_ABSOLUTE = 2.0**-22
-DIVISION_ULPS = 2.0
+from flashverify.numerics.published import DIVISION_ULPS, EXP2_ULPS, LOG2_ABSOLUTE, LOG2_ULPS
 
 TENSOR_CORES = {(9, 0): TensorCore(block=16, extra_bits=2), (8, 0): TensorCore(block=8, extra_bits=1)}
 """Half-precision tensor cores by compute capability, as far as they are published."""

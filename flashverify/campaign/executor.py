@@ -18,6 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from flashverify.campaign.worker import RETIRED, KernelFactory, examine, lost
 from flashverify.cases.case import AttentionCase
+from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.records.measurement import CaseRecord
 
 MAX_RETURNS = 100
@@ -39,6 +40,7 @@ def execute(
     workers: int,
     timeout: float,
     on_record: Callable[[CaseRecord], None],
+    arithmetic: Arithmetic | None = None,
 ) -> None:
     """Examine the cases in worker processes and hand over each record as it comes.
 
@@ -51,6 +53,7 @@ def execute(
         workers: number of processes.
         timeout: seconds that one case may take.
         on_record: called once a case, in this process.
+        arithmetic: what the device was measured to do, or None if it was not measured.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPool(max_workers=workers, context=context, initializer=_start, initargs=(1,)) as pool:
@@ -58,7 +61,7 @@ def execute(
         returns: Counter[str] = Counter()
 
         def submit(case_id: str) -> None:
-            arguments = [case_id, kernel_name, device, factory, checks]
+            arguments = [case_id, kernel_name, device, factory, checks, arithmetic]
             waiting[pool.schedule(examine, args=arguments, timeout=timeout)] = (case_id, time.perf_counter())
 
         try:

@@ -13,6 +13,7 @@ from flashverify.adapters.kernel import Kernel
 from flashverify.cases.case import AttentionCase
 from flashverify.checks.examination import Examination
 from flashverify.checks.registry import all_checks
+from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.records.measurement import CaseRecord, CheckResult, Verdict
 
 RETIRED = 86
@@ -24,7 +25,14 @@ _kernels: dict[tuple[str, str], Kernel] = {}
 _fault: list[str] = []
 
 
-def examine(case_id: str, kernel_name: str, device: str, factory: KernelFactory, checks: tuple[str, ...]) -> CaseRecord:
+def examine(
+    case_id: str,
+    kernel_name: str,
+    device: str,
+    factory: KernelFactory,
+    checks: tuple[str, ...],
+    arithmetic: Arithmetic | None = None,
+) -> CaseRecord:
     """Examine one case; whatever happens, a record comes back, unless the process itself dies.
 
     Args:
@@ -33,6 +41,7 @@ def examine(case_id: str, kernel_name: str, device: str, factory: KernelFactory,
         device: "cuda" or "cpu".
         factory: makes the kernel; a module-level function, since it crosses to another process.
         checks: names of the checks to run.
+        arithmetic: what the device was measured to do, or None if it was not measured.
     """
     if _fault:
         os._exit(RETIRED)
@@ -42,7 +51,7 @@ def examine(case_id: str, kernel_name: str, device: str, factory: KernelFactory,
         key = (kernel_name, device)
         if key not in _kernels:
             _kernels[key] = factory(kernel_name, torch.device(device))
-        return examine_with(_kernels[key], case, checks)
+        return examine_with(_kernels[key], case, checks, arithmetic)
     except Exception as error:  # a crash of any kind is a finding about one case
         if device == "cuda" and _is_sticky(error):
             _fault.append(str(error))
@@ -55,7 +64,9 @@ def examine(case_id: str, kernel_name: str, device: str, factory: KernelFactory,
         )
 
 
-def examine_with(kernel: Kernel, case: AttentionCase, checks: tuple[str, ...]) -> CaseRecord:
+def examine_with(
+    kernel: Kernel, case: AttentionCase, checks: tuple[str, ...], arithmetic: Arithmetic | None = None
+) -> CaseRecord:
     """Run the checks of one case on a kernel, in this process.
 
     Raises:
@@ -69,7 +80,7 @@ def examine_with(kernel: Kernel, case: AttentionCase, checks: tuple[str, ...]) -
     on_gpu = kernel.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    examination = Examination(kernel, case)
+    examination = Examination(kernel, case, arithmetic)
     registered = all_checks()
     unknown = [name for name in checks if name not in registered]
     if unknown:

@@ -10,6 +10,7 @@ from flashverify.adapters.kernel import Kernel, KernelDefectError
 from flashverify.cases import layouts, regimes
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
 
@@ -17,9 +18,17 @@ from flashverify.numerics.formats import TORCH_DTYPES
 class Examination:
     """A kernel and a case; what they give together is computed once."""
 
-    def __init__(self, kernel: Kernel, case: AttentionCase) -> None:
+    def __init__(self, kernel: Kernel, case: AttentionCase, arithmetic: Arithmetic | None = None) -> None:
+        """One kernel on one case.
+
+        Args:
+            kernel: the kernel.
+            case: the case.
+            arithmetic: what the device was measured to do, or None: then contracts stand on published figures.
+        """
         self.kernel = kernel
         self.case = case
+        self.arithmetic = arithmetic
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -45,15 +54,16 @@ class Examination:
 
     @cached_property
     def contract(self) -> Contract:
-        """The kernel's numerical contract on this case."""
-        return self.kernel.contract(self.case)
+        """The kernel's numerical contract on this case, with the device's constants where they were measured."""
+        stated = self.kernel.contract(self.case)
+        return stated if self.arithmetic is None else self.arithmetic.refine(stated)
 
     @cached_property
     def doubled(self) -> Examination:
         """The same problem and the same input values with the kernel instantiated in float64."""
         if self.case.dtype == "fp64":
             return self
-        double = Examination(self.kernel, self.case.replace(dtype="fp64"))
+        double = Examination(self.kernel, self.case.replace(dtype="fp64"), self.arithmetic)
         double.inputs = layouts.apply(double.case, self.inputs.double())
         return double
 

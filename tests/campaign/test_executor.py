@@ -8,6 +8,8 @@ from flashverify.campaign.executor import MAX_RETURNS, execute
 from flashverify.campaign.journal import Journal, read
 from flashverify.campaign.worker import RETIRED, examine
 from flashverify.checks.registry import all_checks
+from flashverify.numerics import published
+from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.records.measurement import Verdict
 from tests.checks.fakes import HALF, misbehaving, refused
 
@@ -15,7 +17,7 @@ DIES, HANGS, RAISES, LOSES_GPU, EXITS, RETIRES = range(1, 7)
 HEALTHY = range(10, 14)
 
 
-def run(seeds, *, factory=misbehaving, device="cpu", workers=1, timeout=60.0, on_record=None):
+def run(seeds, *, factory=misbehaving, device="cpu", workers=1, timeout=60.0, on_record=None, arithmetic=None):
     records = []
     execute(
         [HALF.replace(seed=seed) for seed in seeds],
@@ -26,6 +28,7 @@ def run(seeds, *, factory=misbehaving, device="cpu", workers=1, timeout=60.0, on
         workers=workers,
         timeout=timeout,
         on_record=on_record or records.append,
+        arithmetic=arithmetic,
     )
     by_seed = {int(record.case.rpartition("_s")[2]): record for record in records}
     assert len(records) == len(by_seed)  # one record a case
@@ -74,6 +77,12 @@ def test_a_case_that_always_ends_its_worker_with_the_code_of_retirement_is_given
     assert records[RETIRES].verdict is Verdict.INCONCLUSIVE
     assert records[RETIRES].reason == f"worker died with exit code {RETIRED}"
     assert records[10].verdict is Verdict.PASS
+
+
+def test_what_was_measured_of_the_device_reaches_the_contracts_of_workers():
+    arithmetic = Arithmetic(device="a GPU", lane="gpu", exp2_max_ulps=1.75, exhaustive=("exp2",))
+    assert run([10], arithmetic=arithmetic)[10].contract["exp2_ulps"] == "1.75"
+    assert run([10])[10].contract["exp2_ulps"] == str(published.EXP2_ULPS)
 
 
 def test_nothing_to_run_is_nothing_recorded():
