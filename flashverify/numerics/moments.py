@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import Contract, TensorCore
 from flashverify.numerics.formats import Format
 
@@ -71,7 +72,8 @@ class Moments:
 
         Partial sums are a random walk plus a drift: the mean of their squares is about squares/2 + value²/3. In any order every
         product meets at most `length` roundings of them. A tensor core's step truncates its products and the accumulator at one
-        quantum, below the largest of them, and its sum to the accumulator's format.
+        quantum, below the largest of them, and its sum to the accumulator's format. An operation that underflows errs by up to
+        `Coefficients.tiny`.
 
         Args:
             squares: sum of the squared products.
@@ -79,14 +81,15 @@ class Moments:
             length: number of products that may be different from 0, broadcast against both.
         """
         dot = self.contract.dot
+        underflow = 2.0 * length * Coefficients(self.contract).tiny ** 2 / 3.0
         if not isinstance(dot, TensorCore):
-            return self.rounding * (0.5 * (length + 1.0) * squares + length / 3.0 * value.square())
+            return self.rounding * (0.5 * (length + 1.0) * squares + length / 3.0 * value.square()) + underflow
         steps = _steps(length, dot)
         partial = 0.5 * (steps + 1.0) * squares + (steps / 3.0 + 0.5) * value.square()
         largest_product = 6.0 / dot.block * squares  # summed over the steps: E[max²] of a block's normal products, about
         quantum = (dot.truncation * self.unit) ** 2
         truncated = (dot.block + 1.0) * UNIFORM * quantum * (partial + largest_product)
-        return truncated + 4.0 * UNIFORM * self.unit**2 * partial
+        return truncated + 4.0 * UNIFORM * self.unit**2 * partial + underflow
 
     def dot_bias(self, value: torch.Tensor, magnitude: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
         """Largest mean error of a dot product: truncation shrinks every partial sum, and every product.

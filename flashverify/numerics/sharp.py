@@ -26,19 +26,25 @@ SAMPLED_LINES = 16
 
 def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | None:
     """Why the sharp model says nothing of a case, or None (docs/numerics.md, section 14)."""
+    reason = _untold(contract)
+    if reason is not None:
+        return reason
+    if case.seqlen_q == 0 or case.seqlen_k == 0:
+        return "no pair of a query and a key"
+    if case.softmax_scale == 0.0:
+        return "all logits are 0: equal weights are rounded alike"
+    repeated = _repeated_logits(case, inputs)
+    return None if repeated is None else f"logits repeat within {repeated}: equal weights are rounded alike"
+
+
+def _untold(contract: Contract) -> str | None:
+    """Why the model says nothing of a kernel with this contract, or None."""
     if contract.operand is not None:
         return f"operands are rounded to {contract.operand.name}: one error for all keys of a row"
     if contract.prescaled:
         return "q or k is scaled and rounded before the product: one error for all keys of a row"
     if contract.block_k is not None and not contract.block_k_exact:
         return "the walk over key blocks is not known: which weights are rounded is not either"
-    if case.seqlen_q == 0 or case.seqlen_k == 0:
-        return "no pair of a query and a key"
-    if case.softmax_scale == 0.0:
-        return "all logits are 0: equal weights are rounded alike"
-    repeated = _repeated_logits(case, inputs)
-    if repeated is not None:
-        return f"logits repeat within {repeated}: equal weights are rounded alike"
     return None
 
 

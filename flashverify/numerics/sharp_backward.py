@@ -5,14 +5,14 @@
     var(dk) = scale²[(var(dS) + P² var(D) + common·dS²)ᵀ Q²] + var(dSᵀ·Q)
     var(dv) = (P²(r² + common) + cast_P²)ᵀ dO² + var(Pᵀ·dO)
 
-`common` is the variance of lse as the kernel uses it, the same for all keys of a row; D = rowsum(dO·out) - dlse. Modular mode: out and
-lse are the kernel's own and count as exact. Derivation: docs/numerics.md, section 13.
+`common` is the variance of lse as the kernel uses it, the same for all keys of a row; D = rowsum(dO·out) - dlse. Modular mode:
+out and lse are the kernel's own and count as exact. Derivation: docs/numerics.md, section 13.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -228,7 +228,8 @@ class _Columns:
     @classmethod
     def zeros(cls, lanes: Lanes) -> _Columns:
         """Nothing collected yet."""
-        return cls(*(torch.zeros_like(lanes.k) for _ in range(12)), lengths=torch.zeros_like(lanes.k[..., :1]))
+        sums = {field.name: torch.zeros_like(lanes.k) for field in fields(cls)}
+        return cls(**sums | {"lengths": torch.zeros_like(lanes.k[..., :1])})
 
     def add(self, gradient: _Gradient) -> None:
         """Add a tile's rows."""
