@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy import special
 
 from flashverify.numerics.formats import Format
 
@@ -53,7 +53,7 @@ class Clustered:
 
 def quantile(rows: int, rate: float) -> float:
     """The |t| that is exceeded with probability `rate` if there is no difference (two-sided, rows - 1 degrees of freedom)."""
-    return float(stats.t.isf(0.5 * rate, rows - 1))
+    return -float(special.stdtrit(rows - 1, 0.5 * rate))
 
 
 def by_row(tensor: torch.Tensor) -> torch.Tensor:
