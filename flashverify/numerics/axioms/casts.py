@@ -25,40 +25,46 @@ def casts(primitives: Primitives) -> Finding:
 
 
 def _cast(primitives: Primitives, target: Format) -> tuple[bool, list[Observation]]:
-    wrong = dict.fromkeys(MODES, 0)
-    tried = nans = nans_kept = signs_kept = zeros_wrong = 0
+    tried = wrong = zeros_wrong = 0
+    nans = torch.zeros(4, dtype=torch.int64)
     for x in float32_patterns(0, 2 * SIGN - 1, SAMPLE, primitives):
-        computed = primitives.cast(x, TORCH_DTYPES[target.name]).double()
-        wide = x.double()
-        is_nan = torch.isnan(wide)
+        computed, wide = primitives.cast(x, TORCH_DTYPES[target.name]).double(), x.double()
+        is_nan, same_sign = torch.isnan(wide), torch.signbit(computed) == torch.signbit(wide)
+        wrong += int(((computed != round_to(wide, target, "nearest even")) & ~is_nan).sum())
+        zeros_wrong += int(((computed == 0) & ~same_sign).sum())
         tried += x.numel()
-        nans += int(is_nan.sum())
-        nans_kept += int((is_nan & torch.isnan(computed)).sum())
-        signs_kept += int((is_nan & torch.isnan(computed) & (torch.signbit(computed) == torch.signbit(wide))).sum())
-        zeros_wrong += int(((computed == 0) & (torch.signbit(computed) != torch.signbit(wide))).sum())
-        for mode in MODES:
-            wrong[mode] += int(((computed != round_to(wide, target, mode)) & ~is_nan).sum())
-    rounding = next((mode for mode in MODES if not wrong[mode]), None)
+        if is_nan.any():
+            stays = is_nan & torch.isnan(computed)
+            counts = is_nan.sum(), stays.sum(), (stays & same_sign).sum(), (stays & torch.signbit(computed)).sum()
+            nans += torch.stack(counts).cpu()
+    all_of_them, stay, keep_sign, negative = nans.tolist()
     complete = is_complete(primitives)
     name = f"cast to {target.name}"
     known = primitives.lane == "interpreter" and target is BF16
-    text = "IEEE 754: to nearest, ties to even"
-    if rounding != "nearest even":
-        tried_modes = ", ".join(f"{mode}: {figure(wrong[mode] / tried)} of results differ" for mode in MODES)
-        text += f"; tried {tried_modes}"
-        if known:
-            text = f"known: a kernel that is to be right in the interpreter rounds by integer arithmetic; tried {tried_modes}"
-    of_nan = f"{'stays' if nans_kept == nans else 'does not always stay'} NaN, sign {_share(signs_kept, nans)}"
+    nearest = wrong == 0
+    seen, text = ("nearest even", "IEEE 754: to nearest, ties to even") if nearest else _other_rounding(primitives, target)
+    if known and not nearest:
+        text = f"known: a kernel that is to be right in the interpreter rounds by integer arithmetic; {text}"
+    sign = "kept" if keep_sign == stay else "lost" if negative in (0, stay) else "kept in part"
+    of_nan = f"{'stays' if stay == all_of_them else 'does not always stay'} NaN, sign {sign}"
     of_zero = "kept" if zeros_wrong == 0 else f"lost {zeros_wrong} times"
-    return rounding == "nearest even", [
-        Observation(name, rounding or "no known rounding", text, tried, complete, rounding == "nearest even" or known),
-        Observation(f"{name}, NaN", of_nan, "no budget depends on the sign", nans, complete, nans_kept == nans or known),
+    return nearest, [
+        Observation(name, seen, text, tried, complete, nearest or known),
+        Observation(
+            f"{name}, NaN", of_nan, "no budget depends on the sign", all_of_them, complete, stay == all_of_them or known
+        ),
         Observation(f"{name}, sign of results that are 0", of_zero, "no budget depends on it", tried, complete),
     ]
 
 
-def _share(kept: int, all_of_them: int) -> str:
-    return "kept" if kept == all_of_them else "lost" if kept == 0 else f"kept by {figure(kept / all_of_them)}"
+def _other_rounding(primitives: Primitives, target: Format) -> tuple[str, str]:
+    """Which rounding a cast that is not to nearest even has, judged by random normal numbers."""
+    x = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0)).to(primitives.device)
+    computed = primitives.cast(x, TORCH_DTYPES[target.name]).double()
+    differ = {mode: float((computed != round_to(x.double(), target, mode)).double().mean()) for mode in MODES}
+    seen = next((f"{mode}, or nearly" for mode in MODES if differ[mode] == 0.0), "no known rounding")
+    words = ", ".join(f"{mode}: {figure(share)} differ" for mode, share in differ.items())
+    return seen, f"tried on normal numbers: {words}"
 
 
 def special_values(primitives: Primitives) -> Finding:

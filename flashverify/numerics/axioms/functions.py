@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
 
 import torch
 
 from flashverify.numerics import published
 from flashverify.numerics.axioms.arithmetic import Observation
-from flashverify.numerics.axioms.finding import REFERENCE_ULPS, Errors, Finding, bits_of, figure, float32_patterns, is_complete
+from flashverify.numerics.axioms.finding import (
+    REFERENCE_ULPS,
+    Errors,
+    Finding,
+    as_float32,
+    bits_of,
+    figure,
+    float32_patterns,
+    is_complete,
+)
 from flashverify.numerics.axioms.primitives import Primitives
 from flashverify.numerics.formats import FP32, FP64
 
@@ -31,7 +40,8 @@ def exp2(primitives: Primitives) -> Finding:
     smallest, tried = float("inf"), 0
     binades = {exponent: Errors() for exponent in BINADES}
     integers = torch.arange(LOWEST_EXPONENT, 1.0, dtype=torch.float32, device=primitives.device)
-    for x in (integers, *float32_patterns(bits_of(-0.0), bits_of(LOWEST_EXPONENT), SAMPLE, primitives)):
+    first = bits_of(-0.0 if is_complete(primitives) else -(2.0 ** BINADES[0]))
+    for x in itertools.chain([integers], float32_patterns(first, bits_of(LOWEST_EXPONENT), SAMPLE, primitives)):
         computed = primitives.exp2(x)
         tried += x.numel()
         smallest = min(smallest, float(torch.where(computed > 0, computed, torch.inf).min()))
@@ -41,22 +51,25 @@ def exp2(primitives: Primitives) -> Finding:
     for x in float32_patterns(bits_of(0.0), bits_of(HIGHEST_EXPONENT) - 1, SAMPLE, primitives):
         errors, normal = _exp2_errors(x, primitives.exp2(x))
         positive.add(errors[normal])
-    moments = _pooled(binades.values())
+    moments = Errors()
+    for exponent, statistics in binades.items():
+        if exponent >= 0:
+            moments.merge(statistics)
     zeros = torch.tensor([0.0, -0.0], dtype=torch.float32, device=primitives.device)
     one = bool((primitives.exp2(zeros) == 1.0).all())
     largest = max(negative.largest, positive.largest) + REFERENCE_ULPS
     limit = f"published: {published.EXP2_ULPS} ulp (PTX: 2 from the correctly rounded value)"
     complete = is_complete(primitives)
-    means = [errors.mean for errors in binades.values() if errors.count]
-    roots = [errors.rms for errors in binades.values() if errors.count]
+    below = [statistics for exponent, statistics in binades.items() if exponent < 0 and statistics.count]
+    means, roots = [statistics.mean for statistics in below], [statistics.rms for statistics in below]
     observations = (
         _against("exp2 on [-150, 0], largest error", negative.largest, published.EXP2_ULPS, limit, negative.count, complete),
         _against("exp2 on [0, 64), largest error", positive.largest, published.EXP2_ULPS, limit, positive.count, complete),
         Observation(
             "exp2, mean and rms error",
             f"{figure(moments.mean)} and {figure(moments.rms)} ulp",
-            f"normal results other than 1; by binade of the argument: mean {figure(min(means))} to {figure(max(means))}, "
-            f"rms {figure(min(roots))} to {figure(max(roots))}",
+            "arguments from 1 on in magnitude, normal results; below, by binade from 2^-24 on: "
+            f"mean {figure(min(means))} to {figure(max(means))}, rms {figure(min(roots))} to {figure(max(roots))}",
             moments.count,
             complete,
         ),
@@ -86,13 +99,6 @@ def _by_binade(x: torch.Tensor, errors: torch.Tensor, normal: torch.Tensor, bina
     for exponent, statistics in binades.items():
         if first <= exponent <= last:
             statistics.add(errors[normal & (exponents == exponent) & (x != 0)])
-
-
-def _pooled(parts: Iterable[Errors]) -> Errors:
-    pooled = Errors()
-    for part in parts:
-        pooled.merge(part)
-    return pooled
 
 
 def _underflow(smallest: float) -> str:
@@ -135,21 +141,21 @@ def log2(primitives: Primitives) -> Finding:
 
 def division(primitives: Primitives) -> Finding:
     """Quotients of random pairs, of every significand (on a GPU) by chosen divisors, and of sums of exponentials."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(primitives.device)
     random = Errors()
     count = 2**24 if is_complete(primitives) else SAMPLE
     for seed in range(4 if is_complete(primitives) else 1):
         generator.manual_seed(seed)
-        x, y = (_spread(count, generator).to(primitives.device) for _ in range(2))
+        x, y = (_spread(count, generator) for _ in range(2))
         random.add(_division_errors(primitives, x, y))
     structured = Errors()
     divisors = (3.0, 5.0, 7.0, 10.0, 1.0 + 2.0**-23, 2.0 - 2.0**-23, 1.0 / 3.0, 127.0)
     for divisor in divisors:
         for x in float32_patterns(bits_of(1.0), bits_of(2.0) - 1, SAMPLE // len(divisors), primitives):
             structured.add(_division_errors(primitives, x, torch.full_like(x, divisor)))
-    weights = torch.exp2(-8.0 * torch.rand(SAMPLE // 16, 64, generator=generator))
+    weights = torch.exp2(-8.0 * torch.rand(SAMPLE // 16, 64, generator=generator, device=primitives.device))
     sums, terms = weights.sum(1, keepdim=True).expand(-1, 64).flatten(), weights.cumsum(1).flatten()
-    structured.add(_division_errors(primitives, terms.to(primitives.device), sums.contiguous().to(primitives.device)))
+    structured.add(_division_errors(primitives, terms, sums.contiguous()))
     limit = f"published: {published.DIVISION_ULPS:g} ulp (PTX, div.full.f32)"
     moments = f"{figure(random.mean)} and {figure(random.rms)} ulp"
     chosen = "division, chosen divisors and sums, largest error"
@@ -169,9 +175,11 @@ def division(primitives: Primitives) -> Finding:
 
 def _spread(count: int, generator: torch.Generator) -> torch.Tensor:
     """Random significands and signs, exponents from -60 to 60."""
-    bits = torch.randint(0, 1 << 24, (count,), generator=generator)
-    exponents = torch.randint(-60, 61, (count,), generator=generator) + 127
-    return (((bits >> 23) << 31 | exponents << 23 | bits & 0x7FFFFF) - ((bits >> 23) << 32)).to(torch.int32).view(torch.float32)
+    fraction, sign, exponent = (
+        torch.randint(low, high, (count,), generator=generator, device=generator.device)
+        for low, high in ((0, 1 << 23), (0, 2), (127 - 60, 127 + 61))
+    )
+    return as_float32(sign << 31 | exponent << 23 | fraction)
 
 
 def _division_errors(primitives: Primitives, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -116,12 +116,13 @@ class TritonPrimitives:
         cast_to: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Products without and with an accumulator; see `Primitives.dots`."""
+        left, right, accumulator = left.contiguous(), right.contiguous(), accumulator.contiguous()
         groups, rows, inner = left.shape
         columns = right.shape[2]
         plain, chained = torch.empty_like(accumulator), torch.empty_like(accumulator)
         cast = None if cast_to is None else _TRITON_DTYPES[cast_to]
         out = _TRITON_DTYPES[accumulator.dtype]
-        arguments = (left.contiguous(), right.contiguous(), accumulator.contiguous(), plain, chained)
+        arguments = (left, right, accumulator, plain, chained)
         self._compiled = _dots[(groups,)](*arguments, rows, columns, inner, precision, cast, out, num_warps=warps)
         return plain, chained
 

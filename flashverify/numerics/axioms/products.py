@@ -165,8 +165,8 @@ def _subnormals(primitives: Primitives, operand: Format, model: BlockModel) -> O
     right = round_to(draw((1, shape.inner, shape.columns), operand, 7) * large, operand, "nearest even")
     accumulator = (draw((1, shape.rows, shape.columns), FP32, 8) * large * operand.smallest_normal).float()
     treatments = {
-        "read as they are, aligned by their exponent field": Treatment(),
-        "read as they are, aligned by their value": Treatment(subnormals="normalised"),
+        "exact, aligned like the smallest normal number": Treatment(),
+        "exact, aligned by their own size": Treatment(subnormals="normalised"),
         "flushed to 0": Treatment(subnormals="flushed"),
     }
     probes = [
@@ -176,7 +176,7 @@ def _subnormals(primitives: Primitives, operand: Format, model: BlockModel) -> O
     wrong = {words: sum(probe.wrong(model, operand, treatment) for probe in probes) for words, treatment in treatments.items()}
     value = next((words for words in treatments if not wrong[words]), "no known treatment")
     share = float((left.abs() < operand.smallest_normal).double().mean())
-    text = f"{figure(share)} of one side's operands are subnormal; tried: {', '.join(treatments)}"
+    text = f"{figure(share)} of one side's operands are subnormal; tried: {'; '.join(treatments)}"
     fits = value in list(treatments)[:2]
     results = sum(probe.result.numel() for probe in probes)
     return Observation(f"tensor core, {operand.name}, subnormal operands", value, text, results, False, fits)

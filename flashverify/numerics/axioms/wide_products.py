@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import gmpy2
@@ -54,6 +55,9 @@ CHAINS: dict[str, Chain] = {
 """Orders of float32 products that are tried."""
 
 ANY_ORDER = "any-order"
+
+LARGEST_SHOWN = 2**64
+"""A larger multiple of a bound is not told apart: as an exact fraction it may be too large for a float."""
 
 
 def single(primitives: Primitives) -> Finding:
@@ -257,7 +261,10 @@ def _exact_headroom(operands: tuple[Rows, Rows], results: Rows, starts: Rows, ac
     worst = 0.0
     for i, row in enumerate(operands[0]):
         for j, column in enumerate(operands[1]):
+            if not math.isfinite(results[i][j]):
+                return math.inf
             terms = [gmpy2.mpq(x) * gmpy2.mpq(y) for x, y in zip(row, column, strict=True)] + [gmpy2.mpq(starts[i][j])]
             bound = sum(map(abs, terms)) * len(terms) * gmpy2.mpq(accumulated.unit_roundoff)
-            worst = max(worst, float(abs(gmpy2.mpq(results[i][j]) - sum(terms)) / bound))
+            used = abs(gmpy2.mpq(results[i][j]) - sum(terms)) / bound
+            worst = max(worst, float(min(used, LARGEST_SHOWN)))
     return worst
