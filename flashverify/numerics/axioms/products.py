@@ -108,11 +108,16 @@ def multiply(
 def drawn(primitives: Primitives, operand: Format, shape: Shape, groups: int = GROUPS) -> list[Probe]:
     """Normal inputs, half of them with spread exponents, multiplied on the device."""
     parts = [
-        torch.cat([draw((groups, *size), operand, seed + spread, spread) for spread in (0, SPREAD)])
+        torch.cat([_normal(draw((groups, *size), operand, seed + spread, spread), operand) for spread in (0, SPREAD)])
         for seed, size in ((1, (shape.rows, shape.inner)), (2, (shape.inner, shape.columns)))
     ]
     accumulator = draw((2 * groups, shape.rows, shape.columns), FP32, 3, 2).float() * math.sqrt(shape.inner)
     return multiply(primitives, operand, parts[0], parts[1], accumulator, shape)
+
+
+def _normal(x: torch.Tensor, operand: Format) -> torch.Tensor:
+    """Values of the format, with none that is subnormal or 0: these have probes of their own."""
+    return round_to(torch.copysign(x.abs().clamp(min=operand.smallest_normal), x), operand, "nearest even")
 
 
 def _probe(primitives: Primitives, operand: Format) -> tuple[list[Probe], str]:
@@ -140,12 +145,15 @@ def _searched(operand: Format, found: Search, instructions: str) -> Observation:
 def _zeros(primitives: Primitives, operand: Format, model: BlockModel) -> Observation:
     """Every other product is 0, with one operand 0 and the other one large: does it push the others out of the window?"""
     shape = SHAPES[0]
+    small, large = 2.0**-6, 2.0 ** (operand.emax - 4)  # a zero would count as emin·large, which is above small²
     wrong = {False: 0, True: 0}
     results = 0
     for zero_left in (True, False):
-        left, right = draw((1, shape.rows, shape.inner), operand, 4), draw((1, shape.inner, shape.columns), operand, 5)
-        left[:, :, ::2] *= 0.0 if zero_left else 2.0**9
-        right[:, ::2, :] *= 2.0**9 if zero_left else 0.0
+        left = _normal(draw((1, shape.rows, shape.inner), operand, 4) * small, operand)
+        right = _normal(draw((1, shape.inner, shape.columns), operand, 5) * small, operand)
+        zeros, others = (left.mT, right) if zero_left else (right, left.mT)
+        zeros[:, ::2] = 0.0
+        others[:, ::2] *= large / small
         accumulator = torch.zeros((1, shape.rows, shape.columns), dtype=torch.float32)
         for probe in multiply(primitives, operand, left, right, accumulator, shape):
             results += probe.result.numel()
@@ -157,13 +165,16 @@ def _zeros(primitives: Primitives, operand: Format, model: BlockModel) -> Observ
 
 
 def _subnormals(primitives: Primitives, operand: Format, model: BlockModel) -> Observation:
-    """Operands of one side are subnormal, or just above; those of the other are large, so that products are normal."""
+    """Operands of one side are subnormal, those of the other large, so that products are normal.
+
+    They are so small that the accumulator's last bits lie inside the window if it is that of their own size, and below it if it
+    is that of the smallest normal number.
+    """
     shape = SHAPES[0]
-    large = 2.0 ** (operand.emax // 2)
-    left = draw((1, shape.rows, shape.inner), FP64, 6, operand.precision // 2) * power_of_two(torch.tensor(operand.emin - 3))
-    left = round_to(left, operand, "nearest even")
+    large, tiny = 2.0 ** (operand.emax // 2), operand.smallest_subnormal * 2.0**4
+    left = round_to(draw((1, shape.rows, shape.inner), FP64, 6, 1) * tiny, operand, "nearest even")
     right = round_to(draw((1, shape.inner, shape.columns), operand, 7) * large, operand, "nearest even")
-    accumulator = (draw((1, shape.rows, shape.columns), FP32, 8) * large * operand.smallest_normal).float()
+    accumulator = (draw((1, shape.rows, shape.columns), FP32, 8) * large * tiny).float()
     treatments = {
         "exact, aligned like the smallest normal number": Treatment(),
         "exact, aligned by their own size": Treatment(subnormals="normalised"),
@@ -175,8 +186,7 @@ def _subnormals(primitives: Primitives, operand: Format, model: BlockModel) -> O
     ]
     wrong = {words: sum(probe.wrong(model, operand, treatment) for probe in probes) for words, treatment in treatments.items()}
     value = next((words for words in treatments if not wrong[words]), "no known treatment")
-    share = float((left.abs() < operand.smallest_normal).double().mean())
-    text = f"{figure(share)} of one side's operands are subnormal; tried: {'; '.join(treatments)}"
+    text = f"all operands of one side; tried: {'; '.join(treatments)}"
     fits = value in list(treatments)[:2]
     results = sum(probe.result.numel() for probe in probes)
     return Observation(f"tensor core, {operand.name}, subnormal operands", value, text, results, False, fits)

@@ -13,7 +13,7 @@ from flashverify.numerics.axioms.arithmetic import Observation
 from flashverify.numerics.axioms.finding import Finding, figure, is_complete
 from flashverify.numerics.axioms.primitives import Primitives
 from flashverify.numerics.axioms.products import Shape, any_order_headroom, draw
-from flashverify.numerics.axioms.rounding import MODES, fused_multiply_add, round_to
+from flashverify.numerics.axioms.rounding import MODES, exponent_of, fused_multiply_add, power_of_two, round_to
 from flashverify.numerics.axioms.tensor_core import Probe, search
 from flashverify.numerics.formats import BF16, FP32, FP64, TF32, Format
 
@@ -184,7 +184,7 @@ def tf32_operands(primitives: Primitives) -> Finding:
         return Finding()
     observations, truncates = [], False
     for shape in CONVERSION_SHAPES:
-        values = draw((64, shape.rows, shape.inner), FP32, 51, 20).to(primitives.device)
+        values = _with_ties(draw((32, shape.rows, shape.inner), FP32, 51, 20)).to(primitives.device)
         identity = torch.eye(shape.inner, dtype=torch.float32, device=primitives.device).expand(64, -1, -1)
         zeros = torch.zeros_like(values, dtype=torch.float32)
         columns = values[:, : shape.inner]
@@ -200,6 +200,13 @@ def tf32_operands(primitives: Primitives) -> Finding:
             text = f"tried: {', '.join(MODES)}; through {primitives.instruction() or 'an unknown instruction'}"
             observations.append(Observation(name, value, text, given.numel(), False, bool(fitting)))
     return Finding({"truncates_tf32": truncates}, tuple(observations))
+
+
+def _with_ties(values: torch.Tensor) -> torch.Tensor:
+    """float64 values, and after them as many that lie in the middle between two tf32 numbers."""
+    below = round_to(values, TF32, "truncated")
+    half_spacing = power_of_two(exponent_of(values, TF32.emin) - TF32.precision)
+    return torch.cat([values, below + torch.copysign(half_spacing, values)])
 
 
 def double(primitives: Primitives) -> Finding:
