@@ -199,17 +199,22 @@ def replay(
     from flashverify.checks.examination import Examination
     from flashverify.checks.registry import all_checks
     from flashverify.console.anatomy import worst_row
+    from flashverify.console.axioms import print_unexplained
     from flashverify.console.tables import measurement_table, verdict_text
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
+    from flashverify.records.axioms import to_axioms
     from flashverify.records.measurement import Verdict
 
     chosen = enter_lane(lane)
     console.print(f"lane: {chosen.reason}")
     asked = _case(case)
     examined = load(kernel, _device(chosen))
+    arithmetic = _measure(chosen)
+    print_unexplained(console, to_axioms(arithmetic))
+    if arithmetic.unexplained:
+        raise typer.Exit(INCONCLUSIVE)
     try:
-        arithmetic = _measure(chosen)
         record = examine_with(examined, asked, tuple(all_checks()), arithmetic)
     except Exception as error:  # the kernel's, most likely: one replays it to see where
         traceback.print_exc()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from flashverify.numerics.axioms.arithmetic import Arithmetic, BlockModel, Observation
 from flashverify.records.decoding import decode
 from flashverify.records.wire import Count, Number, to_number
+
+if TYPE_CHECKING:
+    from flashverify.numerics.axioms.arithmetic import Arithmetic  # which imports torch
 
 
 class Axiom(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -85,20 +89,3 @@ def to_axioms(arithmetic: Arithmetic) -> Axioms:
         Axiom(line.name, line.value, line.text, line.inputs, line.exhaustive, line.fits) for line in arithmetic.observations
     )
     return Axioms(**fields)
-
-
-def to_arithmetic(axioms: Axioms) -> Arithmetic:
-    """The measured arithmetic back from what was kept of it."""
-    fields = {name: getattr(axioms, name) for name in Axioms.__struct_fields__}
-    fields |= {name: float(fields[name]) for name in _NUMBERS}
-    fields["tensor_cores"] = {
-        name: BlockModel(model.block, model.extra_bits, model.rounding, model.chaining)  # type: ignore[arg-type]
-        for name, model in axioms.tensor_cores.items()
-    }
-    fields["observations"] = tuple(
-        Observation(line.name, line.value, line.text, line.inputs, line.exhaustive, line.fits) for line in axioms.observations
-    )
-    return Arithmetic(**fields)
-
-
-_NUMBERS = tuple(field.name for field in msgspec.structs.fields(Axioms) if field.type == Number)
