@@ -1,4 +1,4 @@
-"""The command line: certify, replay, report, gate, list, env.
+"""The command line: certify, axioms, replay, report, gate, list, env.
 
 Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive, or this program crashed; 4 usage;
 5 nothing ran; 130 interrupted.
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from flashverify.cases.case import AttentionCase
     from flashverify.lanes import Lane
+    from flashverify.numerics.axioms.arithmetic import Arithmetic
     from flashverify.records.certificate import Certificate
 
 USAGE = 4
-CRASHED = 3
+INCONCLUSIVE = 3
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def main() -> None:
         show = getattr(error, "format_message", None)
         if show is None:
             traceback.print_exc()
-            sys.exit(CRASHED)  # Python's own code would be 1, which says that a kernel failed
+            sys.exit(INCONCLUSIVE)  # Python's own code would be 1, which says that a kernel failed
         _usage_error(show())
 
 
@@ -87,10 +88,12 @@ def certify(
     from flashverify.campaign.plan import spread
     from flashverify.cases.matrices import matrix as cases_of
     from flashverify.checks.registry import all_checks
+    from flashverify.console.axioms import print_unexplained
     from flashverify.console.progress import CampaignProgress
     from flashverify.console.tables import print_summary
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
+    from flashverify.records.axioms import to_axioms
     from flashverify.records.certificate import Certificate, Plan, now
     from flashverify.records.environment import Environment
     from flashverify.records.measurement import CaseRecord
@@ -111,7 +114,11 @@ def certify(
     records: list[CaseRecord] = []
     started = time.perf_counter()
     stem = f"{kernel.replace(':', '-')}-{name}"
-    with Journal(output / f"{stem}.journal.jsonl") as journal, CampaignProgress(console, len(cases)) as progress:
+    arithmetic = _measure(chosen)
+    axioms = to_axioms(arithmetic)
+    print_unexplained(console, axioms)
+    examined = () if axioms.unexplained else spread(cases)
+    with Journal(output / f"{stem}.journal.jsonl") as journal, CampaignProgress(console, len(examined)) as progress:
 
         def keep(record: CaseRecord) -> None:
             journal.append(record)
@@ -120,7 +127,7 @@ def certify(
 
         try:
             execute(
-                spread(cases),
+                examined,
                 kernel,
                 chosen.device,
                 load,
@@ -128,6 +135,7 @@ def certify(
                 workers=workers or min(12, os.cpu_count() or 1),
                 timeout=timeout,
                 on_record=keep,
+                arithmetic=arithmetic,
             )
         except KeyboardInterrupt:
             print(f"flashverify: interrupted; {len(records)} of {len(cases)} records are in {journal.path}", file=sys.stderr)
@@ -146,6 +154,7 @@ def certify(
         ),
         records=tuple(sorted(records, key=lambda record: order[record.case])),
         seconds=time.perf_counter() - started,
+        axioms=axioms,
     )
     print_summary(console, certificate)
     paths = _write(certificate, output, stem)
@@ -153,6 +162,29 @@ def certify(
     for path in paths:
         console.print(str(path), soft_wrap=True)
     raise typer.Exit(exit_code(certificate))
+
+
+@app.command()
+def axioms(
+    lane: LaneOption = "auto",
+    output: Annotated[Path | None, typer.Option(help="File for what was measured (JSON).")] = None,
+) -> None:
+    """Measure this device's own arithmetic: tensor cores, exp2, log2, division, casts, sums."""
+    from flashverify.console.axioms import print_axioms
+    from flashverify.lanes import enter_lane
+    from flashverify.records.axioms import to_axioms
+    from flashverify.records.files import write_atomically
+
+    chosen = enter_lane(lane)
+    console.print(f"lane: {chosen.reason}")
+    started = time.perf_counter()
+    measured = to_axioms(_measure(chosen))
+    print_axioms(console, measured)
+    console.print(f"{len(measured.observations)} observations; {time.perf_counter() - started:.0f} s")
+    if output is not None:
+        write_atomically(output, measured.to_json())
+        console.print(str(output), soft_wrap=True)
+    raise typer.Exit(INCONCLUSIVE if measured.unexplained else 0)
 
 
 @app.command()
@@ -167,22 +199,28 @@ def replay(
     from flashverify.checks.examination import Examination
     from flashverify.checks.registry import all_checks
     from flashverify.console.anatomy import worst_row
+    from flashverify.console.axioms import print_unexplained
     from flashverify.console.tables import measurement_table, verdict_text
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
+    from flashverify.records.axioms import to_axioms
     from flashverify.records.measurement import Verdict
 
     chosen = enter_lane(lane)
     console.print(f"lane: {chosen.reason}")
     asked = _case(case)
     examined = load(kernel, _device(chosen))
+    arithmetic = _measure(chosen)
+    print_unexplained(console, to_axioms(arithmetic))
+    if arithmetic.unexplained:
+        raise typer.Exit(INCONCLUSIVE)
     try:
-        record = examine_with(examined, asked, tuple(all_checks()))
+        record = examine_with(examined, asked, tuple(all_checks()), arithmetic)
     except Exception as error:  # the kernel's, most likely: one replays it to see where
         traceback.print_exc()
         console.print(f"{asked.id}: {verdict_text(Verdict.INCONCLUSIVE)}", soft_wrap=True)
         console.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(CRASHED) from error
+        raise typer.Exit(INCONCLUSIVE) from error
     console.print(f"{asked.id}: {verdict_text(record.verdict)}", soft_wrap=True)
     if record.reason:
         console.print(record.reason, markup=False)
@@ -192,7 +230,7 @@ def replay(
         console.print(f"check {result.check}: {verdict_text(result.verdict)}")
         if result.measurements:
             console.print(measurement_table(result.measurements))
-    examination = Examination(examined, asked)
+    examination = Examination(examined, asked, arithmetic)
     for check, source in ((accuracy, examination), (function, None)):
         if not any(result.check == check.__name__.rpartition(".")[2] and result.measurements for result in record.results):
             continue
@@ -287,6 +325,12 @@ def _device(lane: Lane) -> torch.device:
     import torch
 
     return torch.device(lane.device)
+
+
+def _measure(lane: Lane) -> Arithmetic:
+    from flashverify.numerics.axioms.measure import measure
+
+    return measure(_device(lane))
 
 
 def _write(certificate: Certificate, folder: Path, stem: str) -> tuple[Path, ...]:

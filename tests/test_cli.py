@@ -13,6 +13,8 @@ import pytest
 
 from flashverify import cli
 from flashverify.campaign.journal import read
+from flashverify.numerics.axioms.arithmetic import Arithmetic, Observation
+from flashverify.records.axioms import Axioms
 from flashverify.records.certificate import Certificate
 from flashverify.records.measurement import Verdict
 from tests.records import synthetic
@@ -113,6 +115,43 @@ def test_a_pass_is_certified_and_leaves_its_files(run, folder):
     assert "certified" in again
 
 
+def test_the_arithmetic_is_measured_first_and_kept(run, folder):
+    code, out, err = run("axioms", "--output", "axioms.json")
+    assert (code, err) == (0, "")
+    assert "exp2 on [-150, 0], largest error" in out
+    kept = Axioms.from_json((folder / "axioms.json").read_bytes())
+    assert (kept.lane, kept.unexplained) == ("interpreter", ())
+    code, out, _ = certify(run, "triton", TINY)
+    assert code == 0
+    assert "arithmetic of Triton's interpreter: fp32 any-order, exp2 within 0." in out
+    certificate = Certificate.read(folder / "certificates" / "triton-cases.json")
+    assert certificate.axioms == kept
+
+
+def odd_arithmetic(device):
+    line = Observation(
+        "exp2 on [-150, 0], largest error", "40 ulp", "published: 2.5 ulp; tried: all that is known", 9, fits=False
+    )
+    return Arithmetic(device="an odd one", lane="interpreter", observations=(line,))
+
+
+def test_arithmetic_that_fits_no_model_stops_certification(run, folder, monkeypatch):
+    monkeypatch.setattr("flashverify.numerics.axioms.measure.measure", odd_arithmetic)
+    code, out, err = certify(run, "triton", TINY)
+    assert (code, err) == (3, "")
+    assert "fits no model exp2 on [-150, 0], largest error: 40 ulp" in out
+    assert "tried: all that is known" in out
+    certificate = Certificate.read(folder / "certificates" / "triton-cases.json")
+    assert (certificate.records, certificate.plan.cases) == ((), 1)
+    assert "**fits no model:** 40 ulp" in (folder / "certificates" / "triton-cases.md").read_text()
+    code, out, _ = run("axioms")
+    assert code == 3
+    assert "nothing is certified on this arithmetic" in out
+    code, out, _ = run("replay", TINY)
+    assert code == 3
+    assert "40 ulp" in out
+
+
 def test_a_mutant_fails_and_says_where(run, folder):
     code, out, _ = certify(run, "mutant:lse-in-base-2", BASE_2)
     assert code == 1
@@ -187,6 +226,7 @@ USAGE = {
     "certify --timeout soon": "Invalid value for '--timeout'",
     f"certify --case {TINY} --output user_kernels.py/sub": "user_kernels.py/sub: Not a directory",
     "replay fp32_oops": "case id: got 'fp32_oops'",
+    "axioms --lane fast": "lane: got 'fast'",
     "replay": "Missing argument 'case'",
     "report nowhere.json": "nowhere.json: No such file or directory",
     "list colours": "what: got 'colours', accepted are cases, regimes, layouts, checks, matrices, mutants",

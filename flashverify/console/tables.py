@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flashverify.cases.case import DTYPES
+from flashverify.console.axioms import axioms_line
 from flashverify.records.certificate import Certificate
 from flashverify.records.measurement import Measurement, Verdict
 from flashverify.records.summary import Summary, Worst, summarise
@@ -43,6 +44,7 @@ def print_summary(console: Console, certificate: Certificate) -> None:
     console.print("ulp: at the head's largest true value; where a head cancels, error / budget is the figure to read")
     _print_tiers(console, certificate)
     _print_distances(console, summary)
+    console.print(axioms_line(certificate.axioms), highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{n} {verdict.value}" for verdict, n in summary.verdicts.items() if n)
     not_run = f", {summary.not_run} not run" if summary.not_run else ""
     console.print(f"{len(certificate.records)} cases: {counts}{not_run}; {certificate.seconds:.0f} s")

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from flashverify.records.axioms import Axioms
 from flashverify.records.decoding import decode
 from flashverify.records.environment import Environment
 from flashverify.records.files import write_atomically
@@ -63,6 +64,7 @@ class Certificate:
         plan: what was to be done.
         records: one entry a case that ran.
         seconds: wall time of the campaign.
+        axioms: what the device's arithmetic was measured to do, or None (certificates of before it was measured).
     """
 
     created: str
@@ -70,6 +72,7 @@ class Certificate:
     plan: Plan
     records: tuple[CaseRecord, ...]
     seconds: float
+    axioms: Axioms | None = None
 
     def to_json(self) -> bytes:
         """The JSON document: one line a record; `from_json` gives the same certificate back, every float64 exactly."""
@@ -85,10 +88,13 @@ class Certificate:
             contracts=tuple(contracts.rows),
             configurations=tuple(configurations.rows),
             records=tuple(records),
+            axioms=self.axioms,
         )
         lines = []
         for name in WireCertificate.__struct_fields__:
             value = getattr(wire, name)
+            if name == "axioms" and value is None:
+                continue
             encoded = msgspec.json.encode(value)
             if name in ("contracts", "configurations", "records") and value:
                 encoded = b"[\n" + b",\n".join(map(msgspec.json.encode, value)) + b"\n]"
@@ -124,6 +130,7 @@ class Certificate:
                 for record in wire.records
             ),
             seconds=float(wire.seconds),
+            axioms=wire.axioms,
         )
 
     def write(self, path: Path) -> None:
@@ -166,7 +173,7 @@ def _words(columns: Columns) -> str:
 COLUMNS = Columns(measurement=MEASUREMENT_COLUMNS, element=ELEMENT_COLUMNS)
 
 
-class WireCertificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WireCertificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The JSON document; see `Certificate`. Records point into the tables of contracts and configurations."""
 
     schema: str
@@ -174,6 +181,7 @@ class WireCertificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: Environment
     plan: Plan
     seconds: Number
+    axioms: Axioms | None = None
     columns: Columns
     contracts: tuple[dict[str, str], ...]
     configurations: tuple[dict[str, str], ...]

@@ -129,8 +129,11 @@ def settled_verdict(record: CaseRecord) -> Verdict:
 def exit_code(certificate: Certificate) -> int:
     """The exit code of the campaign: 0 certified, 1 a kernel failed, 3 inconclusive, 5 nothing ran.
 
-    A planned case without a record makes it inconclusive; cases that were all declined are nothing that ran.
+    A planned case without a record makes it inconclusive; cases that were all declined are nothing that ran. Arithmetic of the
+    device that fits no model makes everything inconclusive: no budget has any ground then, to pass or to fail by.
     """
+    if certificate.axioms is not None and certificate.axioms.unexplained:
+        return INCONCLUSIVE
     verdicts = {settled_verdict(record) for record in certificate.records}
     if Verdict.FAIL in verdicts:
         return FAILED

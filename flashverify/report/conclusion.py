@@ -29,6 +29,9 @@ def verdict_sentence(certificate: Certificate, summary: Summary) -> str:
     if summary.exit_code == FAILED:
         ran = passed + failed + summary.verdicts[Verdict.INCONCLUSIVE]
         return f"{count(failed, 'case')} of {ran:,} failed: on {where}, the kernel “{kernel}” is outside its contract."
+    if certificate.axioms is not None and certificate.axioms.unexplained:
+        names = ", ".join(line.name for line in certificate.axioms.unexplained)
+        return f"Nothing is certified: arithmetic of {where} fits no model that budgets could stand on ({names})."
     if summary.exit_code == INCONCLUSIVE:
         open_cases = summary.verdicts[Verdict.INCONCLUSIVE]
         return (
@@ -65,6 +68,8 @@ def verdict_caveats(certificate: Certificate, summary: Summary) -> tuple[str, ..
         caveats.append(f"{count(summary.not_run, 'planned case')} not run: no statement is made of them.")
     if not (summary.forward_distance and summary.backward_distance):
         caveats.append("No distance from rigorous enclosures was measured in both directions: see the function check.")
+    if certificate.axioms is None:
+        caveats.append("The device's own arithmetic was not measured: budgets stand on published figures.")
     if environment.dirty:
         caveats.append("The checkout had changes beyond its commit: the hashes of the sources say what ran.")
     return tuple(caveats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from flashverify.records.axioms import Axioms
 from flashverify.records.certificate import Certificate
 from flashverify.records.measurement import CaseRecord, Element, Measurement, Verdict
 from flashverify.records.summary import (
@@ -40,6 +41,17 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AxiomRow:
+    """One line of the device's arithmetic: primitive, what was measured, the model or limit, how many inputs."""
+
+    name: str
+    value: str
+    text: str
+    inputs: str
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """A failed or inconclusive case, with its worst tensor."""
 
@@ -71,6 +83,7 @@ class View:
         groups: rows of dtype, features, tensor, mode, cases, elements, ulp, rms, bias, headroom, unsupported.
         unsupported: reason and number of cases.
         contracts: (dtype, number of cases, parameters); a parameter lists every value that it took.
+        axioms: what the device's arithmetic was measured to do; empty if it was not measured.
     """
 
     kernel: str
@@ -93,6 +106,7 @@ class View:
     groups: tuple[tuple[str, ...], ...]
     unsupported: dict[str, int]
     contracts: tuple[tuple[str, int, dict[str, str]], ...]
+    axioms: tuple[AxiomRow, ...]
 
 
 def build_view(certificate: Certificate) -> View:
@@ -141,12 +155,28 @@ def build_view(certificate: Certificate) -> View:
         groups=_groups(summary),
         unsupported=summary.unsupported,
         contracts=_contracts(certificate.records),
+        axioms=_axioms(certificate.axioms),
     )
 
 
 _KINDS = {CERTIFIED: "certified", FAILED: "failed", INCONCLUSIVE: "inconclusive", NOTHING_RAN: "nothing"}
 
 _PROBLEM_ORDER = (Verdict.FAIL, Verdict.INCONCLUSIVE)
+
+
+def _axioms(axioms: Axioms | None) -> tuple[AxiomRow, ...]:
+    """The table of the device's arithmetic; what fits no model stands first."""
+    lines = () if axioms is None else sorted(axioms.observations, key=lambda line: line.fits)
+    return tuple(
+        AxiomRow(
+            name=line.name,
+            value=line.value,
+            text=line.text,
+            inputs=("all " if line.exhaustive else "") + (f"{line.inputs:,}" if line.inputs else ""),
+            fits=line.fits,
+        )
+        for line in lines
+    )
 
 
 def _problem_order(record: CaseRecord) -> tuple[int, float]:

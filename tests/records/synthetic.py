@@ -6,7 +6,10 @@ import itertools
 import math
 import random
 
+import msgspec
+
 from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.records.axioms import Axiom, Axioms, TensorCoreModel
 from flashverify.records.certificate import Certificate, Plan
 from flashverify.records.environment import Environment
 from flashverify.records.measurement import CaseRecord, CheckResult, Element, Measurement, Verdict
@@ -46,6 +49,39 @@ H200 = Environment(
 )
 
 
+AXIOMS = Axioms(
+    device="NVIDIA H200",
+    lane="gpu",
+    tensor_cores={"fp16": TensorCoreModel(16, 2, "truncate", "accumulator")},
+    fp32_dot="fma-chain",
+    fp64_dot="fma-chain",
+    exp2_max_ulps=2.0549839345142245,
+    exp2_mean_ulps=-0.62,
+    exp2_rms_ulps=0.74,
+    exp2_flushes_below=2.0**-126,
+    log2_max_ulps=0.71,
+    log2_max_absolute=5.5e-08,
+    division_max_ulps=2.09,
+    division_rms_ulps="NaN",
+    casts_round_to_nearest={"fp16": True, "bf16": True},
+    fuses=True,
+    sum_order="tree",
+    default_dot_precision="tf32",
+    truncates_tf32=True,
+    exhaustive=("exp2", "log2"),
+    observations=(
+        Axiom("exp2(0) and exp2(-0)", "1", "1 exactly", 2, True),
+        Axiom("division, random pairs, largest error", "2.09 ulp", "published: 2.5 ulp", 67_108_864),
+    ),
+)
+"""Arithmetic that is understood."""
+
+ODD = Axiom("tensor core, fp16", "no known model", "0 of 64 models give every bit; tried: | all *of* them", 4096, False, False)
+
+ODD_AXIOMS = msgspec.structs.replace(AXIOMS, observations=(*AXIOMS.observations, ODD))
+"""Arithmetic of which one primitive fits no model."""
+
+
 def measurement(tensor: str = "out", mode: str = "forward", **changes: object) -> Measurement:
     """A measurement within its budget, with some fields changed."""
     element = Element(index=(0, 1, 17, 3), value=0.25, truth=0.2500001, budget=3e-4)
@@ -83,7 +119,9 @@ def record(
     )
 
 
-def certificate(*records: CaseRecord, planned: int | None = None, environment: Environment = H200) -> Certificate:
+def certificate(
+    *records: CaseRecord, planned: int | None = None, environment: Environment = H200, axioms: Axioms | None = None
+) -> Certificate:
     """A certificate of these records; as many cases were planned, unless said otherwise."""
     return Certificate(
         created="2026-01-31T12:00:00Z",
@@ -97,6 +135,7 @@ def certificate(*records: CaseRecord, planned: int | None = None, environment: E
         ),
         records=records,
         seconds=123.5,
+        axioms=axioms,
     )
 
 

@@ -18,7 +18,7 @@ from flashverify.records.measurement import Verdict
 from flashverify.report.figures import figures
 from flashverify.report.render import render_html, render_markdown, write_report
 from flashverify.report.text import count, duration, markdown_cell, number, replay_command
-from tests.records.synthetic import H200, case, certificate, measurement, plausible, record
+from tests.records.synthetic import AXIOMS, H200, ODD_AXIOMS, case, certificate, measurement, plausible, record
 
 INTERPRETER = msgspec.structs.replace(H200, interpreter=True, platform="interpreter-x86_64", gpu=None)
 HOSTILE = '</script><script>alert(1)</script> | `code` *bold* [link](https://example.org) & "quotes" \n# heading'
@@ -44,6 +44,8 @@ CERTIFICATES = {
         )
     ),
     "interpreter": plausible(30, environment=INTERPRETER),
+    "measured arithmetic": certificate(record(case()), axioms=AXIOMS),
+    "odd arithmetic": certificate(planned=9, axioms=ODD_AXIOMS),
 }  # fmt: skip
 
 
@@ -145,6 +147,23 @@ def test_failures_come_with_their_worst_element_and_their_replay() -> None:
         assert "12 elements of out exceed their budget" in text
         assert "illegal memory access" in text
         assert "more shared memory than this device has" in text
+
+
+def test_the_devices_arithmetic_is_shown_and_what_fits_no_model_first() -> None:
+    understood = CERTIFICATES["measured arithmetic"]
+    for page in (Page(render_html(understood)).text, render_markdown(understood)):
+        assert "The device's own arithmetic" in page
+        assert "2.09 ulp" in page
+        assert "67,108,864" in page
+        assert "fits no model" not in page
+        assert "was not measured" not in page
+    odd = CERTIFICATES["odd arithmetic"]
+    for page in (Page(render_html(odd)).text, render_markdown(odd)):
+        assert "fits no model that budgets could stand on" in page
+        assert page.index("no known model") < page.index("2.09 ulp")
+    without = render_markdown(CERTIFICATES["one"])
+    assert "## The device's own arithmetic" not in without
+    assert "own arithmetic was not measured" in without
 
 
 def test_every_tensor_has_its_worst_case() -> None:

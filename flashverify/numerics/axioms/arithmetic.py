@@ -74,8 +74,8 @@ class Arithmetic:
         fp32_dot: order of float32 products with input_precision="ieee": "fma-chain", "any-order", or empty if neither fits.
         fp64_dot: the same of float64 products.
         exp2_max_ulps: largest error of exp2 on [-150, 0] where the result is normal.
-        exp2_mean_ulps: mean signed error of the same.
-        exp2_rms_ulps: root mean square error of the same.
+        exp2_mean_ulps: mean signed error of the same, arguments from 1 on in magnitude: there the fraction takes all values.
+        exp2_rms_ulps: root mean square error of these.
         exp2_flushes_below: the smallest result other than 0.
         log2_max_ulps: largest error of log2 where the result is at least 1 in magnitude, in ulps.
         log2_max_absolute: largest error of log2 where it is below 1, absolute.
