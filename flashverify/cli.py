@@ -37,7 +37,9 @@ app = typer.Typer(
 )
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
-KernelOption = Annotated[str, typer.Option("--kernel", help="triton, mutant:NAME, or package.module:function.")]
+KernelOption = Annotated[
+    str, typer.Option("--kernel", help="triton, sdpa:flash|cudnn|efficient, mutant:NAME, or package.module:function.")
+]
 LaneOption = Annotated[str, typer.Option("--lane", help="auto, gpu or interpreter.")]
 
 

@@ -6,9 +6,11 @@ import torch
 
 from flashverify.adapters.function import FunctionKernel
 from flashverify.adapters.kernel import Kernel
+from flashverify.adapters.sdpa import BACKENDS, SdpaKernel
 from flashverify.adapters.triton import TritonKernel
 
-NAMES = ("triton",)
+SDPA = "sdpa:"
+NAMES = ("triton", *(f"{SDPA}{backend}" for backend in BACKENDS))
 ACCEPTED = f"{', '.join(NAMES)}, and package.module:function"
 
 
@@ -16,7 +18,8 @@ def load(name: str, device: torch.device) -> Kernel:
     """The kernel of that name.
 
     Args:
-        name: "triton" (ours), or "package.module:function" (any function with the signature of torch's SDPA).
+        name: "triton" (ours), "sdpa:flash", "sdpa:cudnn" or "sdpa:efficient" (torch's, on a GPU), or "package.module:function"
+            (any function with the signature of torch's SDPA).
         device: where it runs.
 
     Raises:
@@ -24,6 +27,8 @@ def load(name: str, device: torch.device) -> Kernel:
     """
     if name == "triton":
         return TritonKernel(device)
+    if name.startswith(SDPA):
+        return SdpaKernel(name.removeprefix(SDPA), device)
     if ":" in name:
         return FunctionKernel(name, device)
     raise ValueError(f"kernel: got {name!r}, accepted are {ACCEPTED}")

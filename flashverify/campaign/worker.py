@@ -96,7 +96,7 @@ def examine_with(
         reason=next((result.reason for result in results if result.verdict is verdict), "no check applies"),
         results=tuple(results),
         contract=examination.contract.describe(),
-        configuration=kernel.configuration(case),
+        configuration=kernel.configuration(case) | examination.inferred,
         seconds=time.perf_counter() - started,
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
     )

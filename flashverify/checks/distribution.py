@@ -36,9 +36,9 @@ def distribution(examination: Examination) -> CheckResult | None:
         return CheckResult(check="distribution", verdict=Verdict.UNSUPPORTED, reason=reason)
     found, reasons = [], []
     for view in views(examination):
-        why = inapplicable_to(view.tensor, examination.case, examination.contract) or not_generic(view)
+        why = inapplicable_to(view.tensor, examination.case, examination.walked) or not_generic(view)
         if why is None:
-            found.append(statistics(view, examination.contract))
+            found.append(statistics(view, examination.walked))
         else:
             reasons.append(f"{view.tensor}: {why}")
     if not found:

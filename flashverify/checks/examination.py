@@ -12,6 +12,7 @@ from flashverify.adapters.kernel import Kernel, KernelDefectError
 from flashverify.cases import layouts, regimes
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.checks.inference import inferred_contract
 from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
@@ -71,9 +72,24 @@ class Examination:
         return stated if self.arithmetic is None else self.arithmetic.refine(stated)
 
     @cached_property
+    def walked(self) -> Contract:
+        """The contract that the sharp model takes: with the walk inferred where the kernel does not state it."""
+        return inferred_contract(self)
+
+    @property
+    def inferred(self) -> dict[str, str]:
+        """What was inferred of the kernel for the checks that ran, in words; empty if nothing was."""
+        walked = self.__dict__.get("walked")
+        return {"walk": walked.inferred} if walked is not None and walked.inferred else {}
+
+    def probe(self, case: AttentionCase) -> Examination:
+        """The same kernel on another case."""
+        return Examination(self.kernel, case, self.arithmetic)
+
+    @cached_property
     def not_sharp(self) -> str | None:
         """Why the sharp model says nothing of this case, or None."""
-        return inapplicable(self.case, self.inputs, self.contract)
+        return inapplicable(self.case, self.inputs, self.walked)
 
     @cached_property
     def doubled(self) -> Examination:

@@ -26,7 +26,7 @@ def sharp(examination: Examination) -> CheckResult | None:
     reason = examination.not_sharp or end_to_end(examination).range_violation(examination)
     if reason is not None:
         return CheckResult(check="sharp", verdict=Verdict.UNSUPPORTED, reason=reason)
-    case, contract = examination.case, examination.contract
+    case, contract = examination.case, examination.walked
     judged = [view for view in views(examination) if inapplicable_to(view.tensor, case, contract) is None]
     measurements = [measure_sharply(_compared(view)) for view in judged]
     verdict, reason = judge(measurements)

@@ -62,7 +62,7 @@ def views(examination: Examination) -> Iterator[View]:
 
 
 def _view(examination: Examination, reference: Reference, tensor: str, mode: str, spread: Spread) -> View:
-    contract = examination.contract
+    contract = examination.walked
     return View(
         tensor=tensor,
         mode=mode,
@@ -77,13 +77,13 @@ def _view(examination: Examination, reference: Reference, tensor: str, mode: str
 
 def _forward_spread(examination: Examination, reference: Reference) -> ForwardSpread:
     truth = reference.truth
-    return forward_spread(examination.case, examination.inputs, truth.out, truth.lse, examination.contract)
+    return forward_spread(examination.case, examination.inputs, truth.out, truth.lse, examination.walked)
 
 
 def _backward_spread(
     examination: Examination, reference: Reference, forward: ForwardSpread | None
 ) -> tuple[Spread, Spread, Spread]:
-    truth, contract = reference.truth, examination.contract
+    truth, contract = reference.truth, examination.walked
     if forward is not None:  # the backward pass takes out after its final rounding
         forward = replace(forward, out=Spread(forward.out.bias, forward.out.size(truth.out, contract.stored)))
     return backward_spread(examination.case, examination.inputs, truth.out, truth.lse, contract, forward)

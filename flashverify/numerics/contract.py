@@ -59,6 +59,7 @@ class Contract:
         operand: format that operands of products are rounded to inside the dot (tf32), or None if products are exact.
         probability: format that P is rounded to before P·V and Pᵀ·dO, or None if it stays in the accumulator's.
         score_gradient: format that dS is rounded to before dQ and dK, or None if it stays in the accumulator's.
+        score_gradient_of_rounded: whether dS is formed from P after its rounding to `probability`.
         output: format that out and the gradients are rounded to, or None if to `storage`.
         exp2_ulps: largest error of the exponential, in ulps of the accumulator's format, from the true value.
         exp2_mean_ulps: mean signed error of the exponential in ulps of the true value, or None if unknown. The hard budget does
@@ -82,6 +83,7 @@ class Contract:
         direction: from which end the forward pass walks over the keys: "left" from the first key on, "right" from the last one.
             Blocks lie on the same grid, which starts at the first key. The hard budget holds for both.
         splits: number of runs of consecutive blocks that are walked independently and merged by their lse.
+        inferred: how block_k, direction and splits were found, if the kernel does not state them (`checks/inference.py`).
         prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
         group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
     """
@@ -92,6 +94,7 @@ class Contract:
     operand: Format | None = None
     probability: Format | None = None
     score_gradient: Format | None = None
+    score_gradient_of_rounded: bool = False
     output: Format | None = None
     exp2_ulps: float
     exp2_mean_ulps: float | None = None
@@ -109,6 +112,7 @@ class Contract:
     block_k_exact: bool = True
     direction: Literal["left", "right"] = "left"
     splits: int = 1
+    inferred: str = ""
     prescaled: bool = False
     group_partials: bool = False
 

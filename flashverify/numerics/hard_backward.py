@@ -202,13 +202,16 @@ def _score_gradients(
     difference_error = product_error + coefficients.growth(2.0) * reached + unit * (1.0 + unit) * delta.dlse.abs() + 2.0 * tiny
     reached = difference.abs() + difference_error + delta.error
 
+    weight_error = weight_change + coefficients.cast(contract.probability, largest_weight)
+    if contract.score_gradient_of_rounded:
+        weight_change = weight_error
+        largest_weight = weights.p + weight_error
     local = weight_change * reached + weights.p * difference_error
     local = local + unit * largest_weight * reached + tiny
     ds = weights.p * difference
     magnitude = ds.abs() + local + weights.p * delta.error
     local = local + coefficients.cast(contract.score_gradient, magnitude)
     local = torch.where(weights.unbounded, torch.inf, local)
-    weight_error = weight_change + coefficients.cast(contract.probability, largest_weight)
     return ScoreGradients(
         tile=tile,
         coefficients=coefficients,

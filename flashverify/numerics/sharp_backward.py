@@ -163,8 +163,11 @@ class _Gradient:
         dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), dout.abs() @ tile.v.abs().mT, length)
         ds = p * difference
         ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
+        cast = moments.cast(contract.probability, p).masked_fill(p == 1.0, 0.0)
+        if contract.score_gradient_of_rounded:
+            ds_variance = ds_variance + cast * difference.square()
         ds_variance = ds_variance + moments.cast(contract.score_gradient, ds.abs())
-        weight_variance = p.square() * relative + moments.cast(contract.probability, p).masked_fill(p == 1.0, 0.0)
+        weight_variance = p.square() * relative + cast
         return cls(
             tile=tile,
             moments=moments,

@@ -40,22 +40,24 @@ def walk(logit: torch.Tensor, contract: Contract) -> Walked:
     block = min(contract.block_k or keys, keys)
     blocks = math.ceil(keys / block)
     padded = pad(logit, (0, blocks * block - keys), value=-math.inf)
-    in_blocks = padded.reshape(*logit.shape[:-1], blocks, block)
-    largest = in_blocks.amax(-1)
-    if contract.direction == "right":
-        largest = largest.flip(-1)
-    run = math.ceil(blocks / contract.splits)
-    running = torch.cat([part.cummax(-1).values for part in torch.split(largest, run, -1)], -1)
-    before = torch.cat([pad(part, (1, 0), value=-math.inf)[..., :-1] for part in torch.split(running, run, -1)], -1)
-    moved = ((running > before) & before.isfinite()).double()
-    # what moves after a block: within its run, and once more where the runs are merged
-    later = torch.cat([part.sum(-1, keepdim=True) - part.cumsum(-1) for part in torch.split(moved, run, -1)], -1)
-    if contract.splits > 1:
-        last = torch.cat([part[..., -1:].expand_as(part) for part in torch.split(running, run, -1)], -1)
-        later = later + (last < running.amax(-1, keepdim=True)).double()
-    if contract.direction == "right":
-        running, later = running.flip(-1), later.flip(-1)
+    largest = padded.reshape(*logit.shape[:-1], blocks, block).amax(-1)
+    runs = [_run(part, contract.direction == "right") for part in torch.split(largest, math.ceil(blocks / contract.splits), -1)]
+    running, later, last = (torch.cat(parts, -1) for parts in zip(*runs, strict=True))
+    if contract.splits > 1:  # where the runs are merged
+        later = later + (last < last.amax(-1, keepdim=True)).double()
     return Walked(_by_key(running, block, keys), _by_key(later, block, keys))
+
+
+def _run(largest: torch.Tensor, backwards: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One run over blocks, from their largest logits: running maximum, later rescalings, and the run's last maximum."""
+    if backwards:
+        largest = largest.flip(-1)
+    running = largest.cummax(-1).values
+    before = pad(running, (1, 0), value=-math.inf)[..., :-1]
+    moved = ((running > before) & before.isfinite()).double()
+    later = moved.sum(-1, keepdim=True) - moved.cumsum(-1)
+    last = running[..., -1:].expand_as(running)
+    return (running.flip(-1), later.flip(-1), last) if backwards else (running, later, last)
 
 
 def _by_key(values: torch.Tensor, block: int, keys: int) -> torch.Tensor:

@@ -1,0 +1,95 @@
+"""torch's own attention kernels on a GPU: the backends of scaled_dot_product_attention, one at a time.
+
+What is stated of their arithmetic is what their sources show (FlashAttention-2 and CUTLASS's fused attention as shipped in
+torch; of cuDNN's, what its results show): P and dS rounded to the inputs' dtype, sums in float32, exponents as one fused
+operation. None states its walk over the keys: it is inferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # its usual name
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flashverify.adapters.autograd import differentiate
+from flashverify.adapters.contracts import flash_attention
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.contract import Contract
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+STATED: dict[str, dict[str, Any]] = {
+    "flash": {"exponent": "fused"},
+    "cudnn": {"exponent": "fused"},
+    "efficient": {"exponent": "fused", "score_gradient_of_rounded": True},
+}
+"""Fields of each backend's contract beyond those of any FlashAttention kernel."""
+
+SMALLEST_BLOCK = 16
+"""Keys of a tile, at least: the finest that tensor cores allow."""
+
+
+class SdpaKernel:
+    """One backend of torch.nn.functional.scaled_dot_product_attention; its lse is not returned."""
+
+    returns_lse = False
+    saves_outputs = False
+
+    def __init__(self, backend: str, device: torch.device) -> None:
+        """Choose a backend.
+
+        Raises:
+            ValueError: if there is no such backend, or the device is no GPU.
+        """
+        if backend not in BACKENDS:
+            raise ValueError(f"kernel: got 'sdpa:{backend}', accepted are {', '.join(f'sdpa:{name}' for name in BACKENDS)}")
+        if device.type != "cuda":
+            raise ValueError(f"kernel: got 'sdpa:{backend}' without a GPU, where torch has no such backend")
+        self.name = f"sdpa:{backend}"
+        self.device = device
+        self.sources: Path | None = None
+        self._backend = backend
+
+    def declines(self, case: AttentionCase) -> str | None:
+        """What the backends do not take, or take by way of copies that change the arithmetic."""
+        refusals: tuple[tuple[bool, str], ...] = (
+            (case.dtype not in ("fp16", "bf16"), case.dtype),
+            (case.group_size > 1, "grouped heads"),
+            (case.lse_grad, "gradient of lse"),
+            (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),
+            (case.head_dim % 8 > 0 or case.head_dim > 128, "head size that is no multiple of 8, or above 128"),
+            (0 in (case.batch, case.seqlen_q, case.seqlen_k), "empty sizes"),
+            (case.softmax_scale <= 0.0, "scale that is not positive"),
+            (case.layout not in ("contiguous", "bnhd"), f"layout {case.layout}"),
+        )
+        return next((reason for refused, reason in refusals if refused), None)
+
+    def contract(self, case: AttentionCase) -> Contract:
+        """That of a FlashAttention kernel whose walk is not stated."""
+        stated = STATED[self._backend]
+        return flash_attention(case.dtype, self.device, block_q=None, block_k=SMALLEST_BLOCK, block_k_exact=False, **stated)
+
+    def configuration(self, case: AttentionCase) -> dict[str, str]:
+        """The backend, and the version of cuDNN."""
+        del case
+        version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        return {"backend": self._backend, "cuDNN": str(version)}
+
+    def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
+        """Forward and backward; see `Kernel.run`."""
+        call: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
+
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, None]:
+            with sdpa_kernel(BACKENDS[self._backend]):
+                return call(q, k, v, is_causal=case.mask != "full", scale=case.scale), None
+
+        return differentiate(attention, inputs)
