@@ -175,6 +175,15 @@ def _decoding() -> Iterator[AttentionCase]:
         )
 
 
+def _distributions() -> Iterator[AttentionCase]:
+    """Enough rows for the distribution of errors to speak: logits of several sizes, two lengths, two head sizes, two seeds."""
+    shapes = product((512, 1024), (64, 128), MASKS[:2], ("normal", "normal-small", "large"), range(2))
+    for dtype, (length, head_dim, mask, regime, seed) in product(("fp16", "bf16", "fp32"), shapes):
+        yield AttentionCase(
+            dtype=dtype, seqlen_q=length, seqlen_k=length, head_dim=head_dim, mask=mask, regime=regime, seed=seed
+        )
+
+
 def _empty() -> Iterator[AttentionCase]:
     """No queries, no keys, neither, or no batch x dtype x mask."""
     for (batch, seqlen_q, seqlen_k), dtype, mask in product(((1, 0, 17), (2, 17, 0), (1, 0, 0), (0, 16, 16)), DTYPES, MASKS):
@@ -223,6 +232,12 @@ def _smoke_regimes() -> Iterator[AttentionCase]:
         )
 
 
+def _smoke_distributions() -> Iterator[AttentionCase]:
+    """The fewest rows and features in which the distribution of errors speaks."""
+    for dtype, mask in product(("fp16", "bf16", "fp32"), MASKS[:2]):
+        yield AttentionCase(dtype=dtype, seqlen_q=128, seqlen_k=144, head_dim=64, mask=mask)
+
+
 def _smoke_features() -> Iterator[AttentionCase]:
     """One case or two for each feature, layout, scale, head size and empty shape; the dtypes take turns."""
     dtypes = tuple(DTYPES)
@@ -251,11 +266,12 @@ _STANDARD = (
     _layouts,
     _scales,
     _decoding,
+    _distributions,
     _empty,
 )
 
 MATRICES: dict[str, tuple[Builder, ...]] = {
-    "smoke": (_smoke_regimes, _smoke_features),
+    "smoke": (_smoke_regimes, _smoke_features, _smoke_distributions),
     "standard": _STANDARD,
     "full": (*_STANDARD, _very_long),
 }

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from flashverify.cases.tensors import BACKWARD, FORWARD
 from flashverify.checks.comparison import Comparison, judge, measure
 from flashverify.checks.examination import Examination
-from flashverify.checks.reference import Reference, end_to_end, modular
+from flashverify.checks.reference import Reference, end_to_end, is_usable, modular
 from flashverify.checks.registry import register
 from flashverify.records.measurement import CheckResult, Verdict
 
@@ -44,7 +42,7 @@ def comparisons(examination: Examination) -> Iterator[Comparison]:
 def _against(examination: Examination, reference: Reference) -> Iterator[Comparison]:
     has_lse = examination.kernel.returns_lse
     yield from _compare(examination, reference, "forward", FORWARD if has_lse else FORWARD[:1])
-    if has_lse and examination.kernel.saves_outputs and _is_usable(examination, reference):
+    if has_lse and examination.kernel.saves_outputs and is_usable(examination, reference):
         yield from _compare(examination, modular(examination), "modular", BACKWARD)
     yield from _compare(examination, reference, "end-to-end", BACKWARD)
 
@@ -59,11 +57,5 @@ def _compare(examination: Examination, reference: Reference, mode: str, tensors:
             truth=getattr(reference.truth, name),
             radius=getattr(reference.radius, name),
             budget=getattr(reference.budget, name),
-            format=contract.accumulator if name == "lse" else contract.storage,
+            format=contract.accumulator if name == "lse" else contract.stored,
         )
-
-
-def _is_usable(examination: Examination, reference: Reference) -> bool:
-    """Whether the kernel's own out and lse can serve as inputs of the modular oracle; if not, the forward check has failed."""
-    out, lse, true_lse = examination.outputs.out, examination.outputs.lse, reference.truth.lse
-    return bool(out.isfinite().all()) and bool(torch.equal(lse.isfinite(), true_lse.isfinite()))

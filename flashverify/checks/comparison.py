@@ -13,12 +13,13 @@ inside it, plus the budget: pass and fail meet at |value - truth| - radius = bud
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from flashverify.numerics.formats import Format
-from flashverify.records.measurement import Element, Measurement, Verdict
+from flashverify.records.measurement import Element, Measurement, Sharp, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,13 @@ def _empty(comparison: Comparison) -> Measurement:
     )
 
 
-def judge(measurements: list[Measurement]) -> tuple[Verdict, str]:
+def measure_sharply(comparison: Comparison) -> Sharp:
+    """What is kept of a comparison with a sharp budget."""
+    measured = measure(comparison)
+    return Sharp(**{field: getattr(measured, field) for field in Sharp.__dataclass_fields__})
+
+
+def judge(measurements: Sequence[Measurement | Sharp]) -> tuple[Verdict, str]:
     """Verdict and reason of some measurements: the worst of each tensor's; where nothing was measured, nothing is known."""
     if not measurements:
         return Verdict.INCONCLUSIVE, "nothing was measured"
@@ -183,7 +190,7 @@ def judge(measurements: list[Measurement]) -> tuple[Verdict, str]:
     return Verdict.PASS, ""
 
 
-def _doubt(worst: Measurement) -> str:
+def _doubt(worst: Measurement | Sharp) -> str:
     element = worst.worst
     assert element is not None  # an empty tensor's headroom is 0
     if math.isnan(element.truth):
@@ -193,7 +200,7 @@ def _doubt(worst: Measurement) -> str:
     return f"oracle not sharp enough: the value at {element.index} lies within its radius of the budget"
 
 
-def _explain(worst: Measurement, failed: list[Measurement]) -> str:
+def _explain(worst: Measurement | Sharp, failed: Sequence[Measurement | Sharp]) -> str:
     element = worst.worst
     assert element is not None  # a violation has an element
     others = ", ".join(f"{m.tensor} ({m.mode})" for m in failed if m is not worst)

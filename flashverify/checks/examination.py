@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +15,9 @@ from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
+from flashverify.numerics.sharp import inapplicable
+
+Shared = TypeVar("Shared")
 
 
 class Examination:
@@ -29,6 +34,13 @@ class Examination:
         self.kernel = kernel
         self.case = case
         self.arithmetic = arithmetic
+        self._shared: dict[str, object] = {}
+
+    def once(self, name: str, make: Callable[[], Shared]) -> Shared:
+        """What `make` gives, made when it is first asked for under that name: checks share it."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]  # type: ignore[return-value]  # what was stored under the name
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -57,6 +69,11 @@ class Examination:
         """The kernel's numerical contract on this case, with the device's constants where they were measured."""
         stated = self.kernel.contract(self.case)
         return stated if self.arithmetic is None else self.arithmetic.refine(stated)
+
+    @cached_property
+    def not_sharp(self) -> str | None:
+        """Why the sharp model says nothing of this case, or None."""
+        return inapplicable(self.case, self.inputs, self.contract)
 
     @cached_property
     def doubled(self) -> Examination:

@@ -150,8 +150,8 @@ class Coefficients:
         return torch.maximum(magnitude * target.unit_roundoff, absolute)
 
     def stored(self, magnitude: torch.Tensor) -> torch.Tensor:
-        """Largest error of the final cast to storage of values bounded by `magnitude`."""
-        return self.cast(self.contract.storage, magnitude)
+        """Largest error of the final cast of values bounded by `magnitude`."""
+        return self.cast(self.contract.stored, magnitude)
 
     def logarithm(self, magnitude: torch.Tensor) -> torch.Tensor:
         """Largest absolute error, in natural units, of a base-2 logarithm whose natural value is bounded by `magnitude`."""

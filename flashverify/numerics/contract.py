@@ -59,7 +59,11 @@ class Contract:
         operand: format that operands of products are rounded to inside the dot (tf32), or None if products are exact.
         probability: format that P is rounded to before P·V and Pᵀ·dO, or None if it stays in the accumulator's.
         score_gradient: format that dS is rounded to before dQ and dK, or None if it stays in the accumulator's.
+        output: format that out and the gradients are rounded to, or None if to `storage`.
         exp2_ulps: largest error of the exponential, in ulps of the accumulator's format, from the true value.
+        exp2_mean_ulps: mean signed error of the exponential in ulps of the true value, or None if unknown. The hard budget does
+            not need it.
+        exp2_rms_ulps: root mean square of that error, or None if unknown.
         log2_ulps: largest error of the logarithm, in ulps of the accumulator's format, from the true value.
         log2_absolute: absolute part of the logarithm's error.
         division_ulps: largest error of a division, in ulps.
@@ -75,6 +79,9 @@ class Contract:
         block_k: keys of a tile in the forward pass's walk over keys. None says that the row is handled whole: no rescaling.
         block_k_exact: whether the walk has blocks of exactly block_k keys; False says that block_k is the smallest that it
             may have (a closed kernel), and the budget covers every larger block too.
+        direction: from which end the forward pass walks over the keys: "left" from the first key on, "right" from the last one.
+            Blocks lie on the same grid, which starts at the first key. The hard budget holds for both.
+        splits: number of runs of consecutive blocks that are walked independently and merged by their lse.
         prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
         group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
     """
@@ -85,7 +92,10 @@ class Contract:
     operand: Format | None = None
     probability: Format | None = None
     score_gradient: Format | None = None
+    output: Format | None = None
     exp2_ulps: float
+    exp2_mean_ulps: float | None = None
+    exp2_rms_ulps: float | None = None
     log2_ulps: float
     log2_absolute: float
     division_ulps: float
@@ -97,8 +107,15 @@ class Contract:
     block_q: int | None = None
     block_k: int | None = None
     block_k_exact: bool = True
+    direction: Literal["left", "right"] = "left"
+    splits: int = 1
     prescaled: bool = False
     group_partials: bool = False
+
+    @property
+    def stored(self) -> Format:
+        """The format that out and the gradients are rounded to."""
+        return self.output or self.storage
 
     def describe(self) -> dict[str, str]:
         """The contract as words, for reports: one entry a parameter."""

@@ -15,13 +15,11 @@ import torch
 
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import LN2, LOG2E
+from flashverify.numerics.formats import EVALUATION_UNIT
 from flashverify.numerics.tiles import Tile
 
 LARGEST_EXPONENT = 300.0
 """Above this natural exponent a perturbed weight counts as unbounded (e^300 = 2e130 leaves room for products)."""
-
-EVALUATION_UNIT = 2.0**-52
-"""An upper bound of the relative error of one float64 operation of the budget's own evaluation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,3 +68,6 @@ FORMATS = {f.name: f for f in (FP16, BF16, FP32, FP64)}
 
 TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """torch's dtype of each format that tensors can have."""
+
+EVALUATION_UNIT = 2.0**-52
+"""An upper bound of the relative error of one float64 operation of a budget's own evaluation."""

@@ -19,12 +19,12 @@ from flashverify.cases.tensors import Inputs
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.exponents import (
-    EVALUATION_UNIT,
     Weights,
     backward_exponent,
     evaluation_slack,
     perturbed_weights,
 )
+from flashverify.numerics.formats import EVALUATION_UNIT
 from flashverify.numerics.hard_forward import ForwardBudget
 from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
 

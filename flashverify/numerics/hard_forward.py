@@ -13,10 +13,10 @@ import torch
 
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
+from flashverify.numerics.centred import centred_sum
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import LN2, LOG2E, Contract
 from flashverify.numerics.exponents import (
-    EVALUATION_UNIT,
     Weights,
     evaluation_slack,
     forward_exponent,
@@ -155,26 +155,9 @@ def _quotient_term(row: _Rows, out: torch.Tensor) -> torch.Tensor:
     heaviest = row.weights.p.argmax(-1, keepdim=True)
     heaviest_values = row.tile.v.gather(1, heaviest.expand(*heaviest.shape[:2], out.shape[-1]))
     alone = row.weights.excess.gather(-1, heaviest) * (heaviest_values - out).abs()
-    centred = (alone + _centred_sum(row, row.weights.excess.scatter(-1, heaviest, 0.0), out)) / row.retained
+    centred = (alone + centred_sum(row.weights.excess.scatter(-1, heaviest, 0.0), row.tile.v, out)) / row.retained
     hull = torch.maximum(row.tile.v.amax(1, keepdim=True) - out, out - row.tile.v.amin(1, keepdim=True)).clamp(min=0.0)
     return torch.where(row.bounded, torch.minimum(centred, hull), hull)
-
-
-def _centred_sum(row: _Rows, excess: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Upper bound of sum_j excess_ij·|v_jd - out_id| by matrix products, (c, r, d): the smaller of two.
-
-    Values are centred at the keys' mean first, so that a common offset of v costs nothing.
-    """
-    centre = row.tile.v.mean(1, keepdim=True)
-    values, target = row.tile.v - centre, out - centre
-    total = excess.sum(-1, keepdim=True)
-    first, second = excess @ values, excess @ values.square()
-    triangle = excess @ values.abs() + target.abs() * total
-    # the sum of squares cancels: its evaluation errs by at most (n + 8)·2^-52 of twice these magnitudes
-    magnitudes = second + target.square() * total
-    squares = (magnitudes - 2.0 * target * first).clamp(min=0.0)
-    squares = squares + 2.0 * (values.shape[1] + 8.0) * EVALUATION_UNIT * magnitudes
-    return torch.minimum(triangle, (total * squares).sqrt())
 
 
 def _value_term(row: _Rows) -> torch.Tensor:

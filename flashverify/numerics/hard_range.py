@@ -70,7 +70,7 @@ def _reaches(
         sums[1, tile.place.lanes] += (gradients.weights.p + gradients.weight_error).mT @ tile.dout.abs()
     yield "dk before the scale", _largest(sums[0]), contract.accumulator
     yield "dv as accumulated", _largest(sums[1]), contract.accumulator
-    stored = {"out": contract.storage, "dq": contract.storage, "dk": contract.storage, "dv": contract.storage}
+    stored = dict.fromkeys(("out", "dq", "dk", "dv"), contract.stored)
     for (name, true), (_, allowed) in zip(truth.items(), budget.items(), strict=True):
         finite = torch.isfinite(true)
         reach = torch.where(finite, true.abs() + allowed, 0.0)

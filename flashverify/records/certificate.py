@@ -15,8 +15,10 @@ from flashverify.records.environment import Environment
 from flashverify.records.files import write_atomically
 from flashverify.records.measurement import CaseRecord
 from flashverify.records.wire import (
+    DISTRIBUTION_COLUMNS,
     ELEMENT_COLUMNS,
     MEASUREMENT_COLUMNS,
+    SHARP_COLUMNS,
     Count,
     Number,
     Table,
@@ -160,10 +162,12 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     measurement: tuple[str, ...]
     element: tuple[str, ...]
+    sharp: tuple[str, ...] = SHARP_COLUMNS
+    distribution: tuple[str, ...] = DISTRIBUTION_COLUMNS
 
 
 def _words(columns: Columns) -> str:
-    return f"({', '.join(columns.measurement)}) and ({', '.join(columns.element)})"
+    return " and ".join(f"({', '.join(getattr(columns, name))})" for name in Columns.__struct_fields__)
 
 
 COLUMNS = Columns(measurement=MEASUREMENT_COLUMNS, element=ELEMENT_COLUMNS)

@@ -81,6 +81,79 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharp:
+    """The error of one tensor of one case against its sharp budget, which no error exceeds by chance.
+
+    Attributes:
+        tensor: out, lse, dq, dk or dv.
+        mode: how truth was formed, as in `Measurement`.
+        elements: number of elements compared.
+        headroom: largest (|value - truth| + oracle radius) / budget.
+        certain_excess: largest (|value - truth| - oracle radius) / budget.
+        violations: number of elements beyond doubt outside the budget.
+        worst: the element with the largest headroom.
+    """
+
+    tensor: str
+    mode: str
+    elements: int
+    headroom: float
+    certain_excess: float
+    violations: int
+    worst: Element | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """The errors of one tensor of one case as predicted standard scores z = error / predicted deviation.
+
+    Attributes:
+        tensor: out, lse, dq, dk or dv.
+        mode: how truth was formed, as in `Measurement`.
+        elements: number of scores.
+        rows: number of rows (query rows; of dk and dv, key rows) that they cluster in.
+        rms: root mean square of z.
+        smallest_rms: the least that is accepted; 0 where a smaller error is no defect.
+        largest_rms: the most that is accepted.
+        mean: mean of z.
+        t: Student's t of the rows' mean z.
+        largest_t: the largest |t| that is accepted: a quantile, and what the model's bias may explain.
+        shrinkage: mean of z·sign(truth): negative means shrinkage.
+        t_sign: Student's t of the rows' mean z·sign(truth).
+        largest_t_sign: the largest |t_sign| that is accepted.
+    """
+
+    tensor: str
+    mode: str
+    elements: int
+    rows: int
+    rms: float
+    smallest_rms: float
+    largest_rms: float
+    mean: float
+    t: float
+    largest_t: float
+    shrinkage: float
+    t_sign: float
+    largest_t_sign: float
+
+    @property
+    def defects(self) -> tuple[str, ...]:
+        """What lies outside of its range, in words; NaN lies outside."""
+        found = []
+        if not self.rms <= self.largest_rms:
+            found.append(f"errors are {self.rms:.3g} times the predicted size, at most {self.largest_rms:.3g} is accepted")
+        if not self.rms >= self.smallest_rms:
+            found.append(f"errors are {self.rms:.3g} times the predicted size, at least {self.smallest_rms:.3g} is accepted")
+        if not abs(self.t) <= self.largest_t:
+            found.append(f"their mean is off by t = {self.t:.3g}, at most {self.largest_t:.3g} is accepted")
+        if not abs(self.t_sign) <= self.largest_t_sign:
+            direction = "toward" if self.t_sign < 0 else "away from"
+            found.append(f"they point {direction} 0 with t = {self.t_sign:.3g}, at most {self.largest_t_sign:.3g} is accepted")
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
     """What one check found on one case.
 
@@ -88,13 +161,17 @@ class CheckResult:
         check: name of the check.
         verdict: its verdict.
         reason: why, for a reader; empty for a pass.
-        measurements: one entry a tensor and mode.
+        measurements: one entry a tensor and mode, against hard budgets.
+        sharp: the same against sharp budgets.
+        distributions: one entry a tensor and mode, of checks that look at the distribution of errors.
     """
 
     check: str
     verdict: Verdict
     reason: str = ""
     measurements: tuple[Measurement, ...] = ()
+    sharp: tuple[Sharp, ...] = ()
+    distributions: tuple[Distribution, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

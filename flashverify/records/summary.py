@@ -180,7 +180,7 @@ def summarise(certificate: Certificate) -> Summary:
 
 
 def measurements(records: Iterable[CaseRecord]) -> Iterator[tuple[CaseRecord, Measurement]]:
-    """Every measurement with its case."""
+    """Every measurement with its case; `tiers.py` has those against sharp budgets."""
     for record in records:
         for result in record.results:
             for measurement in result.measurements:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from flashverify.records.decoding import ARRAYS, decode
-from flashverify.records.measurement import CaseRecord, CheckResult, Element, Measurement, Verdict
+from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Element, Measurement, Sharp, Verdict
 
 Nonfinite = Literal["NaN", "Infinity", "-Infinity"]
 Number = float | Nonfinite
@@ -48,6 +48,36 @@ class WireMeasurement(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
     worst_ulp: WireElement | Literal["worst"] | None
 
 
+class WireSharp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The error of one tensor against its sharp budget; see `Sharp`."""
+
+    tensor: str
+    mode: str
+    elements: Count
+    headroom: Number
+    certain_excess: Number
+    violations: Count
+    worst: WireElement | None
+
+
+class WireDistribution(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Standard scores of one tensor; see `Distribution`."""
+
+    tensor: str
+    mode: str
+    elements: Count
+    rows: Count
+    rms: Number
+    smallest_rms: Number
+    largest_rms: Number
+    mean: Number
+    t: Number
+    largest_t: Number
+    shrinkage: Number
+    t_sign: Number
+    largest_t_sign: Number
+
+
 class WireResult(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What one check found; see `CheckResult`."""
 
@@ -55,6 +85,8 @@ class WireResult(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     verdict: Verdict
     reason: str = ""
     measurements: tuple[WireMeasurement, ...] = ()
+    sharp: tuple[WireSharp, ...] = ()
+    distributions: tuple[WireDistribution, ...] = ()
 
 
 class WireRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -84,7 +116,17 @@ class WireLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 ELEMENT_COLUMNS = WireElement.__struct_fields__
 MEASUREMENT_COLUMNS = WireMeasurement.__struct_fields__
-ARRAYS.update({"measurements[]": MEASUREMENT_COLUMNS, "worst": ELEMENT_COLUMNS, "worst_ulp": ELEMENT_COLUMNS})
+SHARP_COLUMNS = WireSharp.__struct_fields__
+DISTRIBUTION_COLUMNS = WireDistribution.__struct_fields__
+ARRAYS.update(
+    {
+        "measurements[]": MEASUREMENT_COLUMNS,
+        "sharp[]": SHARP_COLUMNS,
+        "distributions[]": DISTRIBUTION_COLUMNS,
+        "worst": ELEMENT_COLUMNS,
+        "worst_ulp": ELEMENT_COLUMNS,
+    }
+)
 
 
 class Table:
@@ -177,6 +219,48 @@ def from_measurement(wire: WireMeasurement) -> Measurement:
     )
 
 
+def to_sharp(sharp: Sharp) -> WireSharp:
+    """The JSON form of a measurement against a sharp budget."""
+    return WireSharp(
+        tensor=sharp.tensor,
+        mode=sharp.mode,
+        elements=int(sharp.elements),
+        headroom=to_number(sharp.headroom),
+        certain_excess=to_number(sharp.certain_excess),
+        violations=int(sharp.violations),
+        worst=None if sharp.worst is None else to_element(sharp.worst),
+    )
+
+
+def from_sharp(wire: WireSharp) -> Sharp:
+    """The measurement back from its JSON form."""
+    return Sharp(
+        tensor=wire.tensor,
+        mode=wire.mode,
+        elements=wire.elements,
+        headroom=float(wire.headroom),
+        certain_excess=float(wire.certain_excess),
+        violations=wire.violations,
+        worst=None if wire.worst is None else from_element(wire.worst),
+    )
+
+
+_NUMBERS = DISTRIBUTION_COLUMNS[DISTRIBUTION_COLUMNS.index("rms") :]
+"""Columns of a distribution that are floats: all from there on."""
+
+
+def to_distribution(scores: Distribution) -> WireDistribution:
+    """The JSON form of a distribution."""
+    numbers = {name: to_number(getattr(scores, name)) for name in _NUMBERS}
+    return WireDistribution(scores.tensor, scores.mode, int(scores.elements), int(scores.rows), **numbers)
+
+
+def from_distribution(wire: WireDistribution) -> Distribution:
+    """The distribution back from its JSON form."""
+    numbers = {name: float(getattr(wire, name)) for name in _NUMBERS}
+    return Distribution(tensor=wire.tensor, mode=wire.mode, elements=wire.elements, rows=wire.rows, **numbers)
+
+
 def to_record(record: CaseRecord, contracts: Table, configurations: Table) -> WireRecord:
     """The JSON form of a case's record; its contract and configuration go into the tables."""
     return WireRecord(
@@ -192,7 +276,14 @@ def to_record(record: CaseRecord, contracts: Table, configurations: Table) -> Wi
         reason=record.reason,
         peak_bytes=record.peak_bytes,
         results=tuple(
-            WireResult(result.check, result.verdict, result.reason, tuple(map(to_measurement, result.measurements)))
+            WireResult(
+                result.check,
+                result.verdict,
+                result.reason,
+                tuple(map(to_measurement, result.measurements)),
+                tuple(map(to_sharp, result.sharp)),
+                tuple(map(to_distribution, result.distributions)),
+            )
             for result in record.results
         ),
     )
@@ -214,6 +305,8 @@ def from_record(wire: WireRecord, contract: dict[str, str], configuration: dict[
                 verdict=result.verdict,
                 reason=result.reason,
                 measurements=tuple(map(from_measurement, result.measurements)),
+                sharp=tuple(map(from_sharp, result.sharp)),
+                distributions=tuple(map(from_distribution, result.distributions)),
             )
             for result in wire.results
         ),

@@ -14,7 +14,7 @@ from flashverify.checks.registry import all_checks
 from flashverify.records.measurement import Verdict
 from tests.checks.fakes import DOUBLE, HALF, SINGLE, FakeKernel, attention, replaced
 
-CHECKS = tuple(all_checks())
+CHECKS = ("accuracy", "function")
 
 
 def examine(kernel, case=HALF):

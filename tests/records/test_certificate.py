@@ -7,14 +7,13 @@ import math
 import struct
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flashverify.records import files
-from flashverify.records.certificate import COLUMNS, Certificate, now
-from flashverify.records.measurement import CaseRecord, Element, Measurement, Verdict
+from flashverify.records.certificate import COLUMNS, Certificate, Columns, now
+from flashverify.records.measurement import CaseRecord, Distribution, Element, Measurement, Sharp, Verdict
 from flashverify.records.schema import certificate_schema, schema_text
 from flashverify.records.wire import decode_record, encode_record
 from tests.records.synthetic import case, certificate, measurement, plausible, record
@@ -225,11 +224,11 @@ def test_certificates_fit_the_published_schema() -> None:
 
 
 def test_columns_are_named_in_the_document() -> None:
-    assert document()["columns"] == msgspec.to_builtins(COLUMNS, builtin_types=()) | {
-        "measurement": list(COLUMNS.measurement), "element": list(COLUMNS.element)
-    }  # fmt: skip
+    assert document()["columns"] == {name: list(getattr(COLUMNS, name)) for name in Columns.__struct_fields__}
     assert COLUMNS.measurement == tuple(Measurement.__dataclass_fields__)
     assert COLUMNS.element == tuple(Element.__dataclass_fields__)
+    assert COLUMNS.sharp == tuple(Sharp.__dataclass_fields__)
+    assert COLUMNS.distribution == tuple(Distribution.__dataclass_fields__)
 
 
 def test_now_is_utc_to_the_second() -> None:

@@ -132,7 +132,7 @@ class Arithmetic:
           of truncation, which covers rounding to nearest.
         - exp2, log2, division: where the contract states the published constant. A kernel that states another one computes
           in a way of its own, and keeps it. If every input was tried, the measured value is the bound; if a sample was,
-          the larger of it and the published one.
+          the larger of it and the published one. The mean and the rms error of exp2 come with it.
         - tf32: operands may be truncated, where they were seen to be.
 
         A contract in float64 is returned as it is.
@@ -145,6 +145,8 @@ class Arithmetic:
             "log2_absolute": self._bound("log2", contract.log2_absolute, self.log2_max_absolute, published.LOG2_ABSOLUTE),
             "division_ulps": self._bound("division", contract.division_ulps, self.division_max_ulps, published.DIVISION_ULPS),
         }
+        if contract.exp2_ulps == published.EXP2_ULPS and not math.isnan(self.exp2_rms_ulps):
+            changes |= {"exp2_mean_ulps": self.exp2_mean_ulps, "exp2_rms_ulps": self.exp2_rms_ulps}
         operand = contract.operand or contract.storage
         model = self.tensor_cores.get(operand.name)
         if isinstance(contract.dot, TensorCore) and model is not None:

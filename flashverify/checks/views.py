@@ -1,0 +1,89 @@
+"""What the checks of rounding look at: each tensor of a case in each mode, beside its truth and its predicted spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from flashverify.cases.tensors import BACKWARD, FORWARD
+from flashverify.checks.examination import Examination
+from flashverify.checks.reference import Reference, end_to_end, is_usable, modular
+from flashverify.numerics.formats import Format
+from flashverify.numerics.sharp import ForwardSpread, Spread, backward_spread, forward_spread
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One tensor in one mode; all tensors have one shape.
+
+    Attributes:
+        tensor: out, lse, dq, dk or dv.
+        mode: "forward", "modular" or "end-to-end".
+        value: the kernel's.
+        truth: float64.
+        radius: float64, how far the oracle's truth may be from the exact value.
+        spread: predicted bias and deviation before the final rounding.
+        stored: format of the final rounding.
+        exact: bool, where any error is one: rows that see no key, keys that no row sees.
+    """
+
+    tensor: str
+    mode: str
+    value: torch.Tensor
+    truth: torch.Tensor
+    radius: torch.Tensor
+    spread: Spread
+    stored: Format
+    exact: torch.Tensor
+
+    def error(self) -> torch.Tensor:
+        """The difference value - truth, float64; 0 where both are the same infinity."""
+        value = self.value.double()
+        return torch.where(value == self.truth, 0.0, value - self.truth)
+
+
+def views(examination: Examination) -> Iterator[View]:
+    """Every tensor once: forward, then backward, as a function of the kernel's own out and lse where it is one."""
+    reference = end_to_end(examination)
+    forward = examination.once("forward spread", lambda: _forward_spread(examination, reference))
+    spreads = {"out": forward.out, "lse": forward.lse}
+    has_lse = examination.kernel.returns_lse
+    for tensor in FORWARD if has_lse else FORWARD[:1]:
+        yield _view(examination, reference, tensor, "forward", spreads[tensor])
+    by_outputs = has_lse and examination.kernel.saves_outputs and is_usable(examination, reference)
+    judged, mode = (modular(examination), "modular") if by_outputs else (reference, "end-to-end")
+    gradients = examination.once(
+        "backward spread", lambda: _backward_spread(examination, judged, None if by_outputs else forward)
+    )
+    for tensor, spread in zip(BACKWARD, gradients, strict=True):
+        yield _view(examination, judged, tensor, mode, spread)
+
+
+def _view(examination: Examination, reference: Reference, tensor: str, mode: str, spread: Spread) -> View:
+    contract = examination.contract
+    return View(
+        tensor=tensor,
+        mode=mode,
+        value=getattr(examination.outputs, tensor),
+        truth=getattr(reference.truth, tensor),
+        radius=getattr(reference.radius, tensor),
+        spread=spread,
+        stored=contract.accumulator if tensor == "lse" else contract.stored,
+        exact=getattr(reference.budget, tensor) == 0.0,
+    )
+
+
+def _forward_spread(examination: Examination, reference: Reference) -> ForwardSpread:
+    truth = reference.truth
+    return forward_spread(examination.case, examination.inputs, truth.out, truth.lse, examination.contract)
+
+
+def _backward_spread(
+    examination: Examination, reference: Reference, forward: ForwardSpread | None
+) -> tuple[Spread, Spread, Spread]:
+    truth, contract = reference.truth, examination.contract
+    if forward is not None:  # the backward pass takes out after its final rounding
+        forward = replace(forward, out=Spread(forward.out.bias, forward.out.size(truth.out, contract.stored)))
+    return backward_spread(examination.case, examination.inputs, truth.out, truth.lse, contract, forward)

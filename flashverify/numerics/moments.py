@@ -1,0 +1,117 @@
+"""Mean and variance of what each operation of a contract's arithmetic does to a value: the sharp budget's coefficients.
+
+Model (docs/numerics.md, section 11): the error of a rounding is uniform over the spacing at the result, errors of distinct
+operations are independent, and significands are log-uniform (Benford). A uniform variable is strictly sub-Gaussian, so weighted
+sums of such errors have Gaussian tails with their own variance. What is not random, or not centred, is a bias.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.numerics.coefficients import Coefficients
+from flashverify.numerics.contract import Contract, TensorCore
+from flashverify.numerics.formats import Format
+
+ROUNDING = 1.0 / (8.0 * math.log(2.0))
+"""Variance of the relative error of a rounding to nearest, in u²: E[(1/m)²]/3 for a log-uniform significand m in [1, 2)."""
+
+INVERSE_SIGNIFICAND = 1.0 / (2.0 * math.log(2.0))
+"""E[1/m] for a log-uniform significand m in [1, 2): an ulp is 2u/m of a value."""
+
+INVERSE_SIGNIFICAND_SQUARED = 3.0 / (8.0 * math.log(2.0))
+"""E[1/m²] for a log-uniform significand m in [1, 2)."""
+
+UNIFORM = 1.0 / 12.0
+"""Variance of a uniform variable on an interval of length 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Moments of one contract; u is the accumulator's unit roundoff. Variances are those of absolute errors unless stated."""
+
+    contract: Contract
+
+    @property
+    def unit(self) -> float:
+        """u, the accumulator's unit roundoff."""
+        return self.contract.accumulator.unit_roundoff
+
+    @property
+    def rounding(self) -> float:
+        """Relative variance of one rounding in the accumulator's format."""
+        return ROUNDING * self.unit**2
+
+    @property
+    def exponential(self) -> float:
+        """Relative variance of one exponential; where its rms error is not known, that of its largest error."""
+        rms = self.contract.exp2_ulps if self.contract.exp2_rms_ulps is None else self.contract.exp2_rms_ulps
+        return (2.0 * self.unit * rms) ** 2 * INVERSE_SIGNIFICAND_SQUARED
+
+    @property
+    def exponential_mean(self) -> float:
+        """Largest size of the mean relative error of one exponential."""
+        mean = self.contract.exp2_ulps if self.contract.exp2_mean_ulps is None else abs(self.contract.exp2_mean_ulps)
+        return 2.0 * self.unit * mean * INVERSE_SIGNIFICAND
+
+    @property
+    def division(self) -> float:
+        """Relative variance of one division whose error is uniform up to its largest."""
+        return (2.0 * self.unit * self.contract.division_ulps) ** 2 / 3.0 * INVERSE_SIGNIFICAND_SQUARED
+
+    @property
+    def multiplier(self) -> float:
+        """Largest relative error of the logit multiplier, or of the scale: the same for every logit, so a bias."""
+        return self.contract.scale_roundings * self.unit
+
+    def dot(self, squares: torch.Tensor, value: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
+        """Variance of a dot product of that length.
+
+        Partial sums are a random walk plus a drift: the mean of their squares is about squares/2 + value²/3. In any order every
+        product meets at most `length` roundings of them. A tensor core's step truncates its products and the accumulator at one
+        quantum, below the largest of them, and its sum to the accumulator's format. An operation that underflows errs by up to
+        `Coefficients.tiny`.
+
+        Args:
+            squares: sum of the squared products.
+            value: the dot product.
+            length: number of products that may be different from 0, broadcast against both.
+        """
+        dot = self.contract.dot
+        underflow = 2.0 * length * Coefficients(self.contract).tiny ** 2 / 3.0
+        if not isinstance(dot, TensorCore):
+            return self.rounding * (0.5 * (length + 1.0) * squares + length / 3.0 * value.square()) + underflow
+        steps = _steps(length, dot)
+        partial = 0.5 * (steps + 1.0) * squares + (steps / 3.0 + 0.5) * value.square()
+        largest_product = 6.0 / dot.block * squares  # summed over the steps: E[max²] of a block's normal products, about
+        quantum = (dot.truncation * self.unit) ** 2
+        truncated = (dot.block + 1.0) * UNIFORM * quantum * (partial + largest_product)
+        return truncated + 4.0 * UNIFORM * self.unit**2 * partial + underflow
+
+    def dot_bias(self, value: torch.Tensor, magnitude: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
+        """Largest mean error of a dot product: truncation shrinks every partial sum, and every product.
+
+        Args:
+            value: |dot product|.
+            magnitude: sum of the products' magnitudes.
+            length: number of products that may be different from 0.
+        """
+        dot = self.contract.dot
+        if not isinstance(dot, TensorCore):
+            return torch.zeros_like(value)
+        steps = _steps(length, dot)
+        chain = 0.5 * (steps + 1.0) * (1.0 + 0.5 * dot.truncation) * value
+        return self.unit * (chain + 0.25 * dot.truncation * steps * dot.block * torch.minimum(value, magnitude))
+
+    def cast(self, target: Format | None, value: torch.Tensor) -> torch.Tensor:
+        """Variance of rounding |value| to `target`: a twelfth of the squared spacing, never more than value²."""
+        if target is None or target.precision >= self.contract.accumulator.precision:
+            return torch.zeros_like(value)
+        return torch.minimum(UNIFORM * target.ulp(value).square(), value.square())
+
+
+def _steps(length: torch.Tensor | float, dot: TensorCore) -> torch.Tensor | float:
+    return torch.ceil(length / dot.block) if isinstance(length, torch.Tensor) else float(math.ceil(length / dot.block))

@@ -1,0 +1,269 @@
+"""The sharp model of the backward pass: bias and standard deviation of the errors of dq, dk and dv.
+
+    var(dS) = dS²r² + P²var(dP) + (roundings of dS) + cast_S²
+    var(dq) = scale²[var(dS) K² + var(D) (PK)² + common·(dS K)²] + var(dS·K)
+    var(dk) = scale²[(var(dS) + P² var(D) + common·dS²)ᵀ Q²] + var(dSᵀ·Q)
+    var(dv) = (P²(r² + common) + cast_P²)ᵀ dO² + var(Pᵀ·dO)
+
+`common` is the variance of lse as the kernel uses it, the same for all keys of a row; D = rowsum(dO·out) - dlse. Modular mode:
+out and lse are the kernel's own and count as exact. Derivation: docs/numerics.md, section 13.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs
+from flashverify.numerics.contract import Contract
+from flashverify.numerics.moments import Moments
+from flashverify.numerics.sharp_forward import ForwardSpread, score_shrinkage, score_variance
+from flashverify.numerics.spread import Spread
+from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
+
+
+def backward_spread(
+    case: AttentionCase,
+    inputs: Inputs,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    contract: Contract,
+    forward: ForwardSpread | None,
+    tile_elements: int = TILE_ELEMENTS,
+) -> tuple[Spread, Spread, Spread]:
+    """Bias and deviation of dq, dk and dv before their final rounding; arguments as for `hard_backward.backward_budget`.
+
+    Args:
+        case: the case.
+        inputs: its inputs, any dtype, taken as exact.
+        out: the kernel's own out (modular mode) or the true one.
+        lse: the kernel's own lse (modular mode) or the true one.
+        contract: the arithmetic.
+        forward: None for modular mode; the forward pass's spread, its final rounding of out included, for end-to-end mode.
+        tile_elements: scores in a tile, at most.
+
+    Raises:
+        ValueError: if tile_elements is less than 1.
+    """
+    moments = Moments(contract)
+    lanes = Lanes.of(case, inputs)
+    rows = _RowInputs.of(case, inputs, out, lse, forward)
+    dq_bias, dq_variance = torch.zeros_like(lanes.q), torch.zeros_like(lanes.q)
+    columns = _Columns.zeros(lanes)
+    for tile in lanes.tiles(tile_elements):
+        gradient = _Gradient.of(tile, moments, rows)
+        bias, variance = _dq(gradient)
+        tile.place.put(dq_bias, bias)
+        tile.place.put(dq_variance, variance)
+        columns.add(gradient)
+    dk, dv = columns.settle(moments, case)
+    dq = Spread(dq_bias.reshape(inputs.q.shape), dq_variance.sqrt().reshape(inputs.q.shape))
+    return dq, _shaped(dk, inputs.k), _shaped(dv, inputs.v)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowInputs:
+    """What the backward pass takes from the forward pass: (lanes, group, seqlen_q, ...) tensors.
+
+    Attributes:
+        out, lse, dlse: as they are used.
+        out_bias, out_variance, lse_bias, lse_variance: how far the kernel's may be from them; 0 in modular mode.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    dlse: torch.Tensor
+    out_bias: torch.Tensor
+    out_variance: torch.Tensor
+    lse_bias: torch.Tensor
+    lse_variance: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, forward: ForwardSpread | None
+    ) -> _RowInputs:
+        """Arrange them by lanes; rows that see no key get an lse of -inf back."""
+        outs = by_lane(case, out)
+        dead = torch.isneginf(lse.double()).reshape(outs.shape[:-1])
+        lses = torch.where(dead, -math.inf, by_lane(case, lse))
+        zero_out, zero_lse = torch.zeros_like(outs), torch.zeros_like(lses)
+        return cls(
+            out=outs,
+            lse=lses,
+            dlse=zero_lse if inputs.dlse is None else by_lane(case, inputs.dlse),
+            out_bias=zero_out if forward is None else by_lane(case, forward.out.bias),
+            out_variance=zero_out if forward is None else by_lane(case, forward.out.deviation).square(),
+            lse_bias=zero_lse if forward is None else by_lane(case, forward.lse.bias),
+            lse_variance=zero_lse if forward is None else by_lane(case, forward.lse.deviation).square(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradient:
+    """dS of a tile and its moments; (c, r, n), 0 where a key is not seen, unless stated.
+
+    Attributes:
+        tile: the tile.
+        moments: the contract's moments.
+        p: P.
+        ds: dS.
+        weight_variance: variance of P as it enters Pᵀ·dO, but for what is common to a row.
+        ds_variance: variance of dS as it enters dq and dk, but for what is common to a row.
+        weight_bias: largest mean relative error of a weight.
+        ds_bias: largest mean error of dS by dP.
+        common: variance of the relative error that all weights of a row share, (c, r, 1).
+        delta_variance, delta_bias: of D, (c, r, 1).
+        logit: natural logits, 0 where not seen.
+    """
+
+    tile: Tile
+    moments: Moments
+    p: torch.Tensor
+    ds: torch.Tensor
+    weight_variance: torch.Tensor
+    ds_variance: torch.Tensor
+    weight_bias: torch.Tensor
+    ds_bias: torch.Tensor
+    common: torch.Tensor
+    delta_variance: torch.Tensor
+    delta_bias: torch.Tensor
+    logit: torch.Tensor
+
+    @classmethod
+    def of(cls, tile: Tile, moments: Moments, rows: _RowInputs) -> _Gradient:
+        """Everything elementwise: weights, dP, D, dS."""
+        take, contract = tile.place.take, moments.contract
+        lse = take(rows.lse)[..., None]
+        dead = torch.isneginf(lse)
+        lse = torch.where(dead, 0.0, lse)
+        seen = tile.seen & ~dead
+        logit = torch.where(seen, tile.scale * tile.score, 0.0)
+        p = torch.where(seen, torch.exp(torch.where(seen, logit - lse, 0.0).clamp(max=1.0)), 0.0)
+        common = take(rows.lse_variance)[..., None]
+        if contract.exponent == "shifted":
+            rounded = logit.square() + 2.0 * (logit - lse).square()
+        else:
+            common = common + 2.0 * moments.rounding * lse.square()  # lse in base 2: a constant and a product
+            rounded = logit.square() * (contract.exponent != "fused") + (logit - lse).square()
+        relative = score_variance(tile, moments) + moments.rounding * rounded + moments.exponential
+
+        out, dout = take(rows.out), tile.dout
+        delta = (dout * out).sum(-1, keepdim=True)
+        delta_variance = (dout.square() * take(rows.out_variance)).sum(-1, keepdim=True)
+        of_sum = math.log2(max(out.shape[-1], 2)) + 1.0
+        products = (dout * out).square().sum(-1, keepdim=True)
+        value = delta - take(rows.dlse)[..., None]
+        delta_variance = delta_variance + moments.rounding * (of_sum * (products + delta.square()) + value.square())
+        difference = dout @ tile.v.mT - value
+        length = float(tile.v.shape[-1])
+        dp_variance = moments.dot(dout.square() @ tile.v.square().mT, dout @ tile.v.mT, length)
+        dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), dout.abs() @ tile.v.abs().mT, length)
+        ds = p * difference
+        ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
+        ds_variance = ds_variance + moments.cast(contract.score_gradient, ds.abs())
+        weight_variance = p.square() * relative + moments.cast(contract.probability, p).masked_fill(p == 1.0, 0.0)
+        return cls(
+            tile=tile,
+            moments=moments,
+            p=p,
+            ds=ds,
+            weight_variance=torch.where(seen, weight_variance, 0.0),
+            ds_variance=torch.where(seen, ds_variance, 0.0),
+            weight_bias=moments.exponential_mean + score_shrinkage(tile, moments) + take(rows.lse_bias)[..., None],
+            ds_bias=p * dp_bias,
+            common=common,
+            delta_variance=delta_variance,
+            delta_bias=(dout.abs() * take(rows.out_bias)).sum(-1, keepdim=True),
+            logit=logit,
+        )
+
+
+def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bias and variance of dq for the rows of a tile, (c, r, d)."""
+    tile, moments = gradient.tile, gradient.moments
+    keys, squares, magnitudes = tile.k, tile.k.square(), tile.k.abs()
+    value, weighted = gradient.ds @ keys, gradient.p @ keys
+    reach = gradient.ds.abs() @ magnitudes
+    variance = gradient.ds_variance @ squares
+    variance = variance + gradient.delta_variance * weighted.square() + gradient.common * value.square()
+    variance = variance + moments.dot(gradient.ds.square() @ squares, value, tile.lengths)
+    variance = variance + 2.0 * moments.rounding * value.square()
+    bias = (gradient.ds.abs() * gradient.weight_bias + gradient.ds_bias) @ magnitudes
+    bias = bias + gradient.delta_bias * weighted.abs() + moments.dot_bias(value.abs(), reach, tile.lengths)
+    bias = bias + moments.multiplier * (((gradient.ds * gradient.logit) @ keys).abs() + value.abs())
+    return abs(tile.scale) * bias, tile.scale**2 * variance
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Sums over query rows, collected tile by tile: (lanes, seqlen_k, d); dk's without the factor scale.
+
+    Attributes:
+        dv, dk: values.
+        dv_variance, dk_variance: variances before the accumulation's own.
+        dv_squares, dk_squares: sums of squared products.
+        dv_reach, dk_reach: sums of the products' magnitudes.
+        dv_bias, dk_bias: biases, but for what is kept signed:
+        dv_logit, dk_logit: derivatives by a relative change of all logits.
+        lengths: number of rows that see each key, (lanes, seqlen_k, 1).
+    """
+
+    dv: torch.Tensor
+    dk: torch.Tensor
+    dv_variance: torch.Tensor
+    dk_variance: torch.Tensor
+    dv_squares: torch.Tensor
+    dk_squares: torch.Tensor
+    dv_reach: torch.Tensor
+    dk_reach: torch.Tensor
+    dv_bias: torch.Tensor
+    dk_bias: torch.Tensor
+    dv_logit: torch.Tensor
+    dk_logit: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def zeros(cls, lanes: Lanes) -> _Columns:
+        """Nothing collected yet."""
+        sums = {field.name: torch.zeros_like(lanes.k) for field in fields(cls)}
+        return cls(**sums | {"lengths": torch.zeros_like(lanes.k[..., :1])})
+
+    def add(self, gradient: _Gradient) -> None:
+        """Add a tile's rows."""
+        tile, p, ds = gradient.tile, gradient.p, gradient.ds
+        lanes, queries, cotangents = tile.place.lanes, tile.q, tile.dout
+        of_weights = gradient.weight_variance + gradient.common * p.square()
+        of_ds = gradient.ds_variance + gradient.delta_variance * p.square() + gradient.common * ds.square()
+        self.dv[lanes] += p.mT @ cotangents
+        self.dk[lanes] += ds.mT @ queries
+        self.dv_variance[lanes] += of_weights.mT @ cotangents.square()
+        self.dk_variance[lanes] += of_ds.mT @ queries.square()
+        self.dv_squares[lanes] += p.square().mT @ cotangents.square()
+        self.dk_squares[lanes] += ds.square().mT @ queries.square()
+        self.dv_reach[lanes] += p.mT @ cotangents.abs()
+        self.dk_reach[lanes] += ds.abs().mT @ queries.abs()
+        self.dv_bias[lanes] += (p * gradient.weight_bias).mT @ cotangents.abs()
+        of_ds_bias = ds.abs() * gradient.weight_bias + gradient.ds_bias + p * gradient.delta_bias
+        self.dk_bias[lanes] += of_ds_bias.mT @ queries.abs()
+        self.dv_logit[lanes] += (p * gradient.logit).mT @ cotangents
+        self.dk_logit[lanes] += (ds * gradient.logit).mT @ queries
+        self.lengths[lanes] += tile.seen.sum(0)[:, None].double()
+
+    def settle(self, moments: Moments, case: AttentionCase) -> tuple[Spread, Spread]:
+        """Spreads of dk and dv."""
+        scale = abs(case.softmax_scale)
+        dv_variance = self.dv_variance + moments.dot(self.dv_squares, self.dv, self.lengths)
+        dv_bias = self.dv_bias + moments.dot_bias(self.dv.abs(), self.dv_reach, self.lengths)
+        dv_bias = dv_bias + moments.multiplier * self.dv_logit.abs()
+        dk_variance = self.dk_variance + moments.dot(self.dk_squares, self.dk, self.lengths)
+        dk_variance = dk_variance + 2.0 * moments.rounding * self.dk.square()
+        dk_bias = self.dk_bias + moments.dot_bias(self.dk.abs(), self.dk_reach, self.lengths)
+        dk_bias = dk_bias + moments.multiplier * (self.dk_logit.abs() + self.dk.abs())
+        return Spread(scale * dk_bias, scale * dk_variance.sqrt()), Spread(dv_bias, dv_variance.sqrt())
+
+
+def _shaped(spread: Spread, like: torch.Tensor) -> Spread:
+    return Spread(spread.bias.reshape(like.shape), spread.deviation.reshape(like.shape))

@@ -1,0 +1,217 @@
+"""The sharp model of the forward pass: bias and standard deviation of the errors of out and lse.
+
+    var(out) = Σ_j p²r²(v - out)²  +  Σ_j cast_j² v²  +  var(P·V)  +  out²·var(row sum, division)      [+ rescaling factors]
+
+r is the relative error of a weight by its exponent, cast_j that of rounding it to P's format in units of the running maximum of
+its moment (`walk.py`). Derivation: docs/numerics.md, section 12.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs
+from flashverify.numerics.centred import centred_mean, centred_squares, centred_sum
+from flashverify.numerics.contract import LN2, LOG2E, Contract
+from flashverify.numerics.exponents import row_maximum
+from flashverify.numerics.moments import UNIFORM, Moments
+from flashverify.numerics.spread import Spread
+from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
+from flashverify.numerics.walk import Walked, walk
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSpread:
+    """Spreads of out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q; natural units)."""
+
+    out: Spread
+    lse: Spread
+
+
+def forward_spread(
+    case: AttentionCase,
+    inputs: Inputs,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    contract: Contract,
+    tile_elements: int = TILE_ELEMENTS,
+) -> ForwardSpread:
+    """Bias and deviation of out and lse before their final rounding; arguments as for `hard_forward.forward_budget`.
+
+    The contract's walk has to be known (`block_k_exact`, or block_k None): see `sharp.inapplicable`.
+
+    Raises:
+        ValueError: if tile_elements is less than 1.
+    """
+    moments = Moments(contract)
+    lanes = Lanes.of(case, inputs)
+    true_out, true_lse = by_lane(case, out), by_lane(case, lse)
+    spreads = [torch.zeros_like(x) for x in (true_out, true_out, true_lse, true_lse)]
+    for tile in lanes.tiles(tile_elements):
+        row = _Rows.of(tile, moments, tile.place.take(true_lse)[..., None])
+        found = (*_out(row, tile.place.take(true_out)), *(x.squeeze(-1) for x in _lse(row)))
+        for target, values in zip(spreads, found, strict=True):
+            tile.place.put(target, torch.where(_sees(tile, values), values, 0.0))
+    shaped = [x.reshape(like.shape) for x, like in zip(spreads, (out, out, lse, lse), strict=True)]
+    return ForwardSpread(out=Spread(shaped[0], shaped[1]), lse=Spread(shaped[2], shaped[3]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A tile with what all terms share; (c, r, n) unless stated.
+
+    Attributes:
+        tile: the tile.
+        moments: the contract's moments.
+        lse: true lse, (c, r, 1), 0 for rows that see no key.
+        p: true probabilities.
+        gap: distance of a logit from its row's maximum, natural units, >= 0; 0 where a key is not seen.
+        walked: running maxima.
+        relative: variance of a weight's relative error by its exponent.
+        shrinkage: largest mean error of a logit by truncation in the dot product, natural units.
+        exponentials: number of exponentials other than exp2(0) that a weight is a product of.
+    """
+
+    tile: Tile
+    moments: Moments
+    lse: torch.Tensor
+    p: torch.Tensor
+    gap: torch.Tensor
+    walked: Walked
+    relative: torch.Tensor
+    shrinkage: torch.Tensor
+    exponentials: torch.Tensor
+
+    @classmethod
+    def of(cls, tile: Tile, moments: Moments, lse: torch.Tensor) -> _Rows:
+        """Weights, walk and exponent errors of a tile."""
+        logit = tile.logit
+        lse = torch.where(torch.isneginf(lse), 0.0, lse)
+        p = torch.where(tile.seen, torch.exp((logit - lse).clamp(max=0.0)), 0.0)
+        gap = torch.where(tile.seen, row_maximum(logit, tile.seen) - logit, 0.0)
+        walked = walk(logit, moments.contract)
+        exponentials = torch.where(tile.seen, (logit < walked.maximum).double() + walked.later, 0.0)
+        return cls(
+            tile=tile,
+            moments=moments,
+            lse=lse,
+            p=p,
+            gap=gap,
+            walked=walked,
+            relative=_relative_variance(tile, moments, gap, exponentials),
+            shrinkage=score_shrinkage(tile, moments),
+            exponentials=exponentials,
+        )
+
+    @property
+    def depth(self) -> torch.Tensor:
+        """Roundings that a summand of the row sum meets, about, (r, 1): a tree inside a block, a chain over blocks."""
+        block = self.moments.contract.block_k or self.tile.k.shape[1]
+        blocks = torch.ceil(self.tile.lengths / block)
+        return math.log2(max(block, 2)) + 2.0 * blocks
+
+    @property
+    def multiplier(self) -> torch.Tensor:
+        """What a relative error of the logit multiplier is multiplied by in a weight: natural units."""
+        return self.gap if self.moments.contract.exponent == "shifted" else self.tile.logit.masked_fill(~self.tile.seen, 0.0)
+
+
+def score_variance(tile: Tile, moments: Moments) -> torch.Tensor:
+    """Variance of a logit by the dot product of q and k, natural units, (c, r, n)."""
+    squares = tile.q.square() @ tile.k.square().mT
+    return tile.scale**2 * moments.dot(squares, tile.score, float(tile.q.shape[-1]))
+
+
+def score_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:
+    """Largest mean error of a logit by truncation in the dot product, natural units, (c, r, n)."""
+    return abs(tile.scale) * moments.dot_bias(tile.score.abs(), tile.score_magnitude, float(tile.q.shape[-1]))
+
+
+def _relative_variance(tile: Tile, moments: Moments, gap: torch.Tensor, exponentials: torch.Tensor) -> torch.Tensor:
+    """Variance of a weight's relative error: dot product, roundings of the exponent's argument, the exponential itself."""
+    if moments.contract.exponent == "shifted":
+        rounded = 2.0 * gap.square()  # the difference, and its product with the multiplier
+    elif moments.contract.exponent == "fused":
+        rounded = gap.square()
+    else:
+        rounded = gap.square() + (tile.scale * tile.score).square()
+    argument = moments.rounding * rounded
+    return score_variance(tile, moments) + argument + moments.exponential * (exponentials > 0.0)
+
+
+def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bias and deviation of out, (c, r, d)."""
+    tile, moments, values = row.tile, row.moments, row.tile.v
+    squares, magnitude = values.square(), row.p @ values.abs()
+    variance = centred_squares(row.p.square() * row.relative, values, out)
+    variance = variance + _cast_variance(row) @ squares
+    variance = variance + moments.dot(row.p.square() @ squares, out, tile.lengths)
+    variance = variance + out.square() * (moments.rounding * row.depth + moments.division)
+    if moments.contract.probability is None:  # otherwise far below the casts
+        variance = variance + _rescaling_variance(row, out)
+    bias = moments.dot_bias(out.abs(), magnitude, tile.lengths)
+    bias = bias + moments.exponential_mean * centred_mean(row.p * row.exponentials, values, out).abs()
+    bias = bias + moments.multiplier * centred_mean(row.p * row.multiplier, values, out).abs()
+    if row.shrinkage.any():
+        bias = bias + centred_sum(row.p * row.shrinkage, values, out)
+    return bias, variance.sqrt()
+
+
+def _cast_variance(row: _Rows) -> torch.Tensor:
+    """Variance of a normalised weight by its cast to P's format, (c, r, n); 0 for a weight that is exactly 1."""
+    contract, logit = row.moments.contract, row.tile.logit
+    if contract.probability is None:
+        return torch.zeros_like(row.p)
+    at_cast = torch.exp((logit - row.walked.maximum).nan_to_num(nan=-math.inf).clamp(max=0.0))
+    variance = row.moments.cast(contract.probability, at_cast)
+    heaviest = logit >= row.walked.maximum
+    if contract.exponent == "shifted":
+        variance = variance.masked_fill(heaviest, 0.0)
+    else:  # the exponent of the heaviest key is the rounding of its product, which the cast removes again
+        residual = (LN2 * row.moments.unit * LOG2E * (row.tile.scale * row.tile.score).abs()).square()
+        variance = torch.where(heaviest, torch.minimum(residual, variance), variance)
+    unit = torch.where(row.tile.seen, torch.exp((row.walked.maximum - row.lse).clamp(max=0.0)), 0.0)
+    return variance * unit.square()
+
+
+def _rescaling_variance(row: _Rows, out: torch.Tensor) -> torch.Tensor:
+    """Variance by the errors of rescaling factors, each common to all keys walked before, (c, r, d)."""
+    later = row.walked.later
+    most = int(later.max()) if later.numel() else 0
+    variance = torch.zeros_like(out)
+    for count in range(1, most + 1):
+        # a row's factors in order: the keys that meet at least `count` of them share the last but count-1
+        shared = centred_mean(torch.where(later >= count, row.p, 0.0), row.tile.v, out)
+        variance = variance + row.moments.exponential * shared.square()
+    return variance
+
+
+def _lse(row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bias and deviation of lse, (c, r, 1), natural units. Errors of logits count as fully correlated."""
+    moments, tile = row.moments, row.tile
+    contract = moments.contract
+    maximum = row_maximum(tile.logit, tile.seen)
+    logarithm = (row.lse - maximum).abs()
+    correlated = (row.p * row.relative.sqrt()).sum(-1, keepdim=True)
+    roundings = row.depth + maximum.square() + logarithm.square()
+    variance = correlated.square() + moments.rounding * roundings
+    bias = (row.p * row.shrinkage).sum(-1, keepdim=True)
+    bias = bias + moments.exponential_mean * (row.p * row.exponentials).sum(-1, keepdim=True)
+    of_multiplier = (row.p * row.multiplier).sum(-1, keepdim=True).abs()
+    if contract.exponent == "shifted":
+        of_multiplier = of_multiplier + maximum.abs()  # which the scale multiplies at the end
+    bias = bias + moments.multiplier * of_multiplier
+    bias = bias + 2.0 * moments.unit * contract.log2_ulps * logarithm + LN2 * contract.log2_absolute
+    if contract.exponent != "shifted":  # a base-2 lse of its own rounding, converted at the end
+        variance = variance + UNIFORM * (LN2 * contract.accumulator.ulp(row.lse * LOG2E)).square()
+    return bias, variance.sqrt()
+
+
+def _sees(tile: Tile, values: torch.Tensor) -> torch.Tensor:
+    """Which rows see a key, shaped like values (c, r) or (c, r, d)."""
+    sees = tile.lengths.squeeze(-1) > 0
+    return (sees if values.ndim == 2 else sees[:, None]).expand_as(values)
