@@ -61,7 +61,7 @@ def test_committed_certificates_are_read_and_written_as_they_are(path: Path) -> 
 def test_a_damaged_one_is_refused_by_field() -> None:
     document = json.loads(AXIOMS.to_json())
     document["fuses"] = "yes"
-    with pytest.raises(ValueError, match=r'a.json: field fuses: got "yes", accepted is bool'):
+    with pytest.raises(ValueError, match=r'a\.json: field fuses: got "yes", accepted is bool'):
         Axioms.from_json(json.dumps(document), "a.json")
 
 

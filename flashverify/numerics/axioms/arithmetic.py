@@ -32,6 +32,15 @@ class BlockModel:
     rounding: Rounding = "truncate"
     chaining: Chaining = "accumulator"
 
+    @property
+    def bound(self) -> TensorCore:
+        """A contract's tensor core whose bound covers this model.
+
+        Its step truncates the running sum with the products, and the sum: t + 2 roundoffs beside t for each product. Rounding
+        to nearest errs by less. A step that is added to the running sum afterwards errs by 2 + 1: covered from t = 1 on.
+        """
+        return TensorCore(self.block, self.extra_bits if self.chaining == "accumulator" else min(self.extra_bits, 1))
+
     def describe(self) -> str:
         """The model in words."""
         ending = "truncated" if self.rounding == "truncate" else "rounded to nearest"
@@ -141,7 +150,7 @@ class Arithmetic:
         operand = contract.operand or contract.storage
         model = self.tensor_cores.get(operand.name)
         if isinstance(contract.dot, TensorCore) and model is not None:
-            changes["dot"] = TensorCore(model.block, model.extra_bits)
+            changes["dot"] = model.bound
         if operand.name == "tf32" and self.truncates_tf32:
             changes["operand_truncated"] = True
         return dataclasses.replace(contract, **changes)  # type: ignore[arg-type]

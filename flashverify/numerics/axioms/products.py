@@ -15,7 +15,6 @@ from flashverify.numerics.axioms.finding import Finding, figure, is_complete
 from flashverify.numerics.axioms.primitives import Precision, Primitives
 from flashverify.numerics.axioms.rounding import power_of_two, round_to
 from flashverify.numerics.axioms.tensor_core import MODELS, Probe, Search, Treatment, search
-from flashverify.numerics.contract import TensorCore
 from flashverify.numerics.formats import BF16, FP16, FP32, FP64, TF32, TORCH_DTYPES, Format
 
 
@@ -64,7 +63,7 @@ def tensor_cores(primitives: Primitives) -> Finding:
         observations.append(_searched(operand, found, instructions))
         if not found.fitting:
             continue
-        model = max(found.fitting, key=lambda fitting: TensorCore(fitting.block, fitting.extra_bits).kappa(SHAPES[0].inner))
+        model = max(found.fitting, key=lambda fitting: fitting.bound.kappa(SHAPES[0].inner))
         models[operand.name] = model
         observations += [_zeros(primitives, operand, model), _subnormals(primitives, operand, model)]
     return Finding({"tensor_cores": models}, tuple(observations))

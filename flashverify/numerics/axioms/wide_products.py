@@ -89,10 +89,10 @@ def _ordered(name: str, probes: list[Probe], primitives: Primitives) -> tuple[Ob
     through = f", through {instruction}" if instruction else ""
     for word, chain in chains.items():
         if all(torch.equal(chain(probe), probe.result) for probe in probes):
-            return Observation(name, word, f"every bit{through}; tried: {', '.join(CHAINS)}", results), word
+            return Observation(name, word, f"every bit{through}; tried: {'; '.join(CHAINS)}", results), word
     used = max(any_order_headroom(p.left, p.right, p.accumulator, p.result, FP32) for p in probes)
     if used <= 1.0:
-        tried = f"no bit for bit fit of {', '.join(chains)}" if chains else "numpy's order, which no budget counts on"
+        tried = f"no bit for bit fit of {'; '.join(chains)}" if chains else "numpy's order, which no budget counts on"
         text = f"{figure(used)} of gamma_K is used; {tried}{through}"
         return Observation(name, ANY_ORDER, text, results), ANY_ORDER
     text = (
@@ -224,11 +224,11 @@ def double(primitives: Primitives) -> Finding:
     cases = [(chained[0].tolist(), accumulator[0].tolist()), (plain[0].tolist(), torch.zeros_like(plain[0]).tolist())]
     for word, order in (DOUBLE_CHAINS if is_complete(primitives) else {}).items():
         if all(_gives(order, operands, results, starts) for results, starts in cases):
-            text = f"every bit{through}; tried: {', '.join(DOUBLE_CHAINS)}"
+            text = f"every bit{through}; tried: {'; '.join(DOUBLE_CHAINS)}"
             return Finding({"fp64_dot": word}, (Observation("fp64 products", word, text, 2 * plain.numel()),))
     used = max(_exact_headroom(operands, results, starts, FP64) for results, starts in cases)
     word = ANY_ORDER if used <= 1.0 else ""
-    tried = f"no bit for bit fit of {', '.join(DOUBLE_CHAINS)}" if is_complete(primitives) else "numpy's order"
+    tried = f"no bit for bit fit of {'; '.join(DOUBLE_CHAINS)}" if is_complete(primitives) else "numpy's order"
     text = f"{figure(used)} of gamma_K is used; {tried}{through}"
     value = word or "not float64 products"
     return Finding({"fp64_dot": word}, (Observation("fp64 products", value, text, 2 * plain.numel(), False, bool(word)),))

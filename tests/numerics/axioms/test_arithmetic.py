@@ -34,6 +34,15 @@ def test_the_tensor_core_of_the_operands_format_is_taken(dtype, core):
     assert MEASURED.refine(contract(dtype, dot=TensorCore(16, 2))).dot == core
 
 
+def test_steps_that_are_added_afterwards_are_covered():
+    """Their three roundings a step need the bound of one extra bit: 1 + 2, not 0.5 + 2."""
+    separate = BlockModel(16, 2, "truncate", "separate")
+    assert separate.bound == TensorCore(16, 1)
+    assert separate.bound.kappa(16) >= 16 * TensorCore(16, 2).truncation + 3.0
+    assert BlockModel(16, 0, "nearest", "separate").bound == TensorCore(16, 0)
+    assert BlockModel(16, 3).bound == TensorCore(16, 3)
+
+
 def test_tf32_operands_take_the_core_of_tf32_and_their_truncation():
     stated = contract("fp32", dot=TensorCore(8, 2), operand=TF32)
     assert MEASURED.refine(stated).dot == TensorCore(4, 0)
