@@ -247,14 +247,14 @@ def gate(
 @app.command()
 def bench(
     certificate: Annotated[
-        Path | None, typer.Option(help="A certificate of this machine that covers what is timed; by default one is made first.")
+        Path | None,
+        typer.Option(help="A certificate of this machine, of the standard matrix say; by default one is made first."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes of the certification.")] = None,
 ) -> None:
     """Time our kernels beside their peers on this machine's GPU; kernels that are not certified on it get no speed."""
     from flashverify.bench import run
     from flashverify.bench.permission import refusal
-    from flashverify.bench.problems import certified_cases
     from flashverify.bench.table import half_table, single_table
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
@@ -264,10 +264,9 @@ def bench(
 
     chosen = enter_lane("gpu")
     console.print(f"lane: {chosen.reason}")
-    cases = certified_cases()
-    made = _certify_for_bench(chosen, cases, workers) if certificate is None else Certificate.read(certificate)
+    made = _certify_for_bench(chosen, workers) if certificate is None else Certificate.read(certificate)
     here = Environment.capture(False, load("triton", _device(chosen)).sources)
-    reason = refusal(made, here, "triton", tuple(case.id for case in cases))
+    reason = refusal(made, here, "triton")
     if reason is not None:
         console.print(f"no speed is shown: {reason}", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED)
@@ -304,8 +303,9 @@ def env(kernel: KernelOption = "triton", lane: LaneOption = "auto") -> None:
         console.print(f"{name:24} {value}", markup=False, soft_wrap=True)
 
 
-def _certify_for_bench(lane: Lane, cases: tuple[AttentionCase, ...], workers: int | None) -> Certificate:
-    """A certificate of our kernels: the smoke matrix, and cases like those that are timed."""
+def _certify_for_bench(lane: Lane, workers: int | None) -> Certificate:
+    """A certificate of our kernels: the smoke matrix, and large cases of what is timed."""
+    from flashverify.bench.problems import certified_cases
     from flashverify.campaign.executor import execute
     from flashverify.campaign.plan import spread
     from flashverify.cases.matrices import matrix
@@ -317,7 +317,7 @@ def _certify_for_bench(lane: Lane, cases: tuple[AttentionCase, ...], workers: in
     from flashverify.records.environment import Environment
     from flashverify.records.measurement import CaseRecord
 
-    planned = tuple({case.id: case for case in (*cases, *matrix("smoke"))}.values())
+    planned = tuple({case.id: case for case in (*certified_cases(), *matrix("smoke"))}.values())
     checks = tuple(all_checks())
     records: list[CaseRecord] = []
     started = time.perf_counter()

