@@ -109,6 +109,8 @@ def tile_sources(
 ) -> tuple[list[torch.Tensor | TensorDescriptor], bool]:
     """What a kernel loads its tiles from: the tensors, or descriptors of all of them where that can be done and pays.
 
+    float64 has no fast matrix units to feed, and is loaded by pointers.
+
     Args:
         tiles: tensors (B, H, N, D), each with the rows of its tiles.
         block_d: columns of the tiles.
@@ -118,7 +120,8 @@ def tile_sources(
         the sources in that order, and whether they are descriptors.
     """
     tensors = [x for x, _ in tiles]
-    pays = products >= DESCRIPTOR_PRODUCTS and has_tensor_copies(tensors[0].device)
+    x = tensors[0]
+    pays = products >= DESCRIPTOR_PRODUCTS and x.dtype != torch.float64 and has_tensor_copies(x.device)
     if not (pays and all(fits_descriptor(x) for x in tensors)):
         return list(tensors), False
     return [_descriptor(x, rows, block_d) for x, rows in tiles], True

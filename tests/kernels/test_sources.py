@@ -33,7 +33,8 @@ def test_descriptors_give_the_same_bits(
     monkeypatch.setattr(launch, "DESCRIPTOR_PRODUCTS", 0)
     with recorded_launches() as launches:
         results = run(*inputs, causal_offset=causal_offset, scale=-0.3)
-    assert {record.kernel for record in launches if record.options.get("DESCRIPTORS")} == TILED
+    by_descriptors = {record.kernel for record in launches if record.options.get("DESCRIPTORS")}
+    assert by_descriptors == (set() if dtype == torch.float64 else TILED)
     assert not differing(results, expected)
 
 
