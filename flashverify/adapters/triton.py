@@ -92,6 +92,15 @@ class TritonKernel:
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
 
+    def unrounded(self, case: AttentionCase, inputs: Inputs) -> Outputs | None:
+        """Outputs in float32, before the final rounding; None for dtypes that have none."""
+        if case.dtype not in ("fp16", "bf16"):
+            return None
+        tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
+        attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
+        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, causal_offset(case))
+        return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
+
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, *, precision: str = "ieee"
     ) -> torch.Tensor:

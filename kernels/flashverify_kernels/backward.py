@@ -478,6 +478,7 @@ def attention_backward(
     precision: str,
     dkdv_tile: TileConfig,
     dq_tile: TileConfig,
+    output_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Launch the backward kernels.
 
@@ -494,13 +495,14 @@ def attention_backward(
         precision: Triton's input precision of float32 products.
         dkdv_tile: block sizes, warps and stages of the dK/dV kernel.
         dq_tile: the same of the dQ kernel.
+        output_dtype: dtype that the gradients are rounded to; None: that of q.
 
     Returns:
         dq, dk, dv: shaped like q, k, v, laid out as B,N,H,D in memory.
     """
     batch, heads_q, seqlen_q, head_dim = q.shape
     heads_kv, seqlen_k = k.shape[1], k.shape[2]
-    dq, dk, dv = output_like(q), output_like(k), output_like(v)
+    dq, dk, dv = (output_like(x, output_dtype) for x in (q, k, v))
     rows_lse, rows_delta = _row_statistics(dout, dlse, out, lse, max(dkdv_tile.block_m, dq_tile.block_m))
     block_d = padded_head_dim(head_dim)
     group_size = heads_q // heads_kv

@@ -209,6 +209,7 @@ def attention_forward(
     causal_offset: int | None,
     precision: str,
     tile: TileConfig,
+    output_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
@@ -220,12 +221,13 @@ def attention_forward(
         causal_offset: query i sees keys 0 .. i + causal_offset; None: all keys.
         precision: Triton's input precision of float32 products.
         tile: block sizes, warps and stages.
+        output_dtype: dtype that out is rounded to; None: that of q.
 
     Returns:
         out (B, Hq, Nq, D), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
     """
     batch, heads_q, seqlen_q, head_dim = q.shape
-    out = output_like(q)
+    out = output_like(q, output_dtype)
     lse = torch.empty((batch, heads_q, seqlen_q), dtype=accumulator_of(q.dtype), device=q.device)
     programs = triton.cdiv(seqlen_q, tile.block_m) * batch * heads_q
     if programs == 0:
