@@ -137,17 +137,13 @@ _DOUBLE = {
     (256, False): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
     (256, True): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
 }
+_SPLIT_64 = _tiles((128, 32, 4, 2), (16, 64, 4, 1), (64, 32, 4, 1))
+_SPLIT_128 = _tiles((64, 32, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1))
+_SPLIT_256 = _tiles((64, 32, 4, 1), (16, 32, 8, 1), (32, 32, 8, 1))
 _SPLIT = {
-    **{
-        (head_dim, causal): _tiles((128, 32, 4, 2), (32, 64, 4, 1), (64, 32, 4, 1))
-        for head_dim in (16, 32, 64)
-        for causal in (False, True)
-    },
-    **{
-        (head_dim, causal): _tiles((64, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))
-        for head_dim in (128, 256)
-        for causal in (False, True)
-    },
+    (head_dim, causal): tiles
+    for head_dim, tiles in zip(HEAD_DIMS, (_SPLIT_64, _SPLIT_64, _SPLIT_64, _SPLIT_128, _SPLIT_256), strict=True)
+    for causal in (False, True)
 }
 """float32 whose products are made of several products of shorter formats."""
 
