@@ -1,4 +1,4 @@
-"""The command line: certify, axioms, replay, report, gate, list, env.
+"""The command line: certify, axioms, replay, report, gate, bench, list, env.
 
 Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive, or this program crashed; 4 usage;
 5 nothing ran; 130 interrupted.
@@ -284,6 +284,38 @@ def gate(
     raise typer.Exit(found.exit_code(strict))
 
 
+@app.command()
+def bench(
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="A certificate of this machine, of the standard matrix say; by default one is made first."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes of the certification.")] = None,
+) -> None:
+    """Time our kernels beside their peers on this machine's GPU; kernels that are not certified on it get no speed."""
+    from flashverify.bench import run
+    from flashverify.bench.permission import refusal
+    from flashverify.bench.table import half_table, single_table
+    from flashverify.kernels import load
+    from flashverify.lanes import enter_lane
+    from flashverify.records.certificate import Certificate
+    from flashverify.records.environment import Environment
+    from flashverify.records.summary import FAILED
+
+    chosen = enter_lane("gpu")
+    console.print(f"lane: {chosen.reason}")
+    made = _certify_for_bench(chosen, workers) if certificate is None else Certificate.read(certificate)
+    here = Environment.capture(False, load("triton", _device(chosen)).sources)
+    reason = refusal(made, here, "triton")
+    if reason is not None:
+        console.print(f"no speed is shown: {reason}", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED)
+    run.compile_ahead()
+    timings = run.measure()
+    for line in (*half_table(timings), "", *single_table(timings)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="cases, regimes, layouts, checks, matrices or mutants.")] = "cases",
@@ -309,6 +341,43 @@ def env(kernel: KernelOption = "triton", lane: LaneOption = "auto") -> None:
     sources = load(kernel, _device(chosen)).sources
     for name, value in Environment.capture(chosen.name == "interpreter", sources).describe().items():
         console.print(f"{name:24} {value}", markup=False, soft_wrap=True)
+
+
+def _certify_for_bench(lane: Lane, workers: int | None) -> Certificate:
+    """A certificate of our kernels: the smoke matrix, and large cases of what is timed."""
+    from flashverify.bench.problems import certified_cases
+    from flashverify.campaign.executor import execute
+    from flashverify.campaign.plan import spread
+    from flashverify.cases.matrices import matrix
+    from flashverify.checks.registry import all_checks
+    from flashverify.console.progress import CampaignProgress
+    from flashverify.console.tables import print_summary
+    from flashverify.kernels import load
+    from flashverify.records.certificate import Certificate, Plan, now
+    from flashverify.records.environment import Environment
+    from flashverify.records.measurement import CaseRecord
+
+    planned = tuple({case.id: case for case in (*certified_cases(), *matrix("smoke"))}.values())
+    checks = tuple(all_checks())
+    records: list[CaseRecord] = []
+    started = time.perf_counter()
+    with CampaignProgress(console, len(planned)) as progress:
+
+        def keep(record: CaseRecord) -> None:
+            records.append(record)
+            progress.add(record)
+
+        processes = workers or min(12, os.cpu_count() or 1)
+        execute(spread(planned), "triton", lane.device, load, checks, workers=processes, timeout=300.0, on_record=keep)
+    certificate = Certificate(
+        created=now(),
+        environment=Environment.capture(False, load("triton", _device(lane)).sources),
+        plan=Plan(kernel="triton", matrix="cases", cases=len(planned), checks=checks, lane=lane.name, options=()),
+        records=tuple(records),
+        seconds=time.perf_counter() - started,
+    )
+    print_summary(console, certificate)
+    return certificate
 
 
 def _case(case_id: str) -> AttentionCase:

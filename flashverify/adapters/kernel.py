@@ -25,6 +25,8 @@ class Kernel(Protocol):
         returns_lse: whether its lse is its own; otherwise lse is NaN, and nothing that needs it is checked.
         saves_outputs: whether its backward pass works from the out and lse that it returned, as FlashAttention's does: then it
             is also checked as a function of them ("modular"). A kernel that keeps more digits can't be held to that.
+        unrounded: a method, if there is one: outputs in the accumulator's format, before the final rounding, as a debug mode
+            writes them; the gradients are still a function of out as users get it. None where there is nothing to leave out.
         sources: folder of the package that holds its source, to be hashed for the record, or None.
     """
 

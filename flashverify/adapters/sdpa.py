@@ -29,8 +29,8 @@ BACKENDS = {
 
 STATED: dict[str, dict[str, Any]] = {
     "flash": {"exponent": "fused"},
-    "cudnn": {"exponent": "fused"},
-    "efficient": {"exponent": "fused", "score_gradient_of_rounded": True},
+    "cudnn": {"exponent": "fused", "score_gradient_scaled": True},
+    "efficient": {"exponent": "fused", "score_gradient_of_rounded": True, "score_gradient_scaled": True},
 }
 """Fields of each backend's contract beyond those of any FlashAttention kernel."""
 

@@ -92,5 +92,21 @@ class TritonKernel:
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
 
+    def unrounded(self, case: AttentionCase, inputs: Inputs) -> Outputs | None:
+        """Outputs in float32, before the final rounding; None for dtypes that have none."""
+        if case.dtype not in ("fp16", "bf16"):
+            return None
+        tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
+        attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
+        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, causal_offset(case))
+        return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, *, precision: str = "ieee"
+    ) -> torch.Tensor:
+        """Out (B, H, N, D) of the public function that stands in for torch's, as a user calls it: for timing."""
+        out: torch.Tensor = self._package.scaled_dot_product_attention(q, k, v, is_causal=causal, input_precision=precision)
+        return out
+
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         return self._tables.tiles_for(self.device, TORCH_DTYPES[case.dtype], case.head_dim, case.mask != "full")

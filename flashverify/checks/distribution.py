@@ -25,6 +25,9 @@ from flashverify.numerics.scores import FEWEST_ELEMENTS, FEWEST_ROWS, Clustered,
 from flashverify.numerics.sharp import inapplicable_to
 from flashverify.records.measurement import CheckResult, Distribution, Verdict
 
+LARGEST_EXPLAINED = 1.0
+"""Bias, in deviations, up to which scores say something: beyond it, nothing that they can show is surprising."""
+
 
 @register("distribution")
 def distribution(examination: Examination) -> CheckResult | None:
@@ -74,6 +77,9 @@ def not_generic(view: View) -> str | None:
     )
     if not uneven <= limit:
         return "the true values themselves lie unevenly between the format's numbers"
+    explained = by_row(view.spread.bias / view.spread.size(view.truth, view.stored))
+    if not Clustered.of(explained, present).mean <= LARGEST_EXPLAINED:
+        return "what is common to all errors may be larger than their deviation"
     return None
 
 

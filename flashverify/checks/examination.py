@@ -76,6 +76,13 @@ class Examination:
         """The contract that the sharp model takes: with the walk inferred where the kernel does not state it."""
         return inferred_contract(self)
 
+    @cached_property
+    def unrounded(self) -> Outputs | None:
+        """What the kernel's debug mode writes before the final rounding, or None if there is none."""
+        debug = getattr(self.kernel, "unrounded", None)
+        outputs: Outputs | None = None if debug is None else debug(self.case, self.inputs)
+        return outputs
+
     @property
     def inferred(self) -> dict[str, str]:
         """What was inferred of the kernel for the checks that ran, in words; empty if nothing was."""

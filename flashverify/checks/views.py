@@ -20,7 +20,7 @@ class View:
 
     Attributes:
         tensor: out, lse, dq, dk or dv.
-        mode: "forward", "modular" or "end-to-end".
+        mode: "forward", "modular", "end-to-end" or "unrounded".
         value: the kernel's.
         truth: float64.
         radius: float64, how far the oracle's truth may be from the exact value.
@@ -45,7 +45,11 @@ class View:
 
 
 def views(examination: Examination) -> Iterator[View]:
-    """Every tensor once: forward, then backward, as a function of the kernel's own out and lse where it is one."""
+    """Every tensor once: forward, then backward, as a function of the kernel's own out and lse where it is one.
+
+    Where a debug mode leaves the final rounding out, out and the gradients come once more, in mode "unrounded": what the final
+    rounding hides is seen there.
+    """
     reference = end_to_end(examination)
     forward = examination.once("forward spread", lambda: _forward_spread(examination, reference))
     spreads = {"out": forward.out, "lse": forward.lse}
@@ -57,8 +61,14 @@ def views(examination: Examination) -> Iterator[View]:
     gradients = examination.once(
         "backward spread", lambda: _backward_spread(examination, judged, None if by_outputs else forward)
     )
-    for tensor, spread in zip(BACKWARD, gradients, strict=True):
-        yield _view(examination, judged, tensor, mode, spread)
+    spreads |= dict(zip(BACKWARD, gradients, strict=True))
+    for tensor in BACKWARD:
+        yield _view(examination, judged, tensor, mode, spreads[tensor])
+    unrounded = examination.unrounded if by_outputs else None
+    if unrounded is not None:
+        for tensor, of in (("out", reference), *((name, judged) for name in BACKWARD)):
+            view = _view(examination, of, tensor, "unrounded", spreads[tensor])
+            yield replace(view, value=getattr(unrounded, tensor), stored=examination.walked.accumulator)
 
 
 def _view(examination: Examination, reference: Reference, tensor: str, mode: str, spread: Spread) -> View:

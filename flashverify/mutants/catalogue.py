@@ -57,8 +57,8 @@ _ALL = (
         (
             Edit(
                 "backward.py",
-                "    tl.store(delta_ptr + row_offsets, delta,",
-                "    tl.store(delta_ptr + row_offsets, 0.0 * delta,",
+                "    tl.store(rows_delta_ptr + padded_offsets, delta)",
+                "    tl.store(rows_delta_ptr + padded_offsets, 0.0 * delta)",
             ),
         ),
     ),
@@ -70,7 +70,7 @@ _ALL = (
             Edit(
                 "primitives.py",
                 "    if EMULATE_BF16:\n        tile = bf16_to_fp32(tile)\n    return tile",
-                "    if EMULATE_BF16:\n        tile = bf16_to_fp32(tile)\n    elif pointer.dtype.element_ty == tl.float32:\n"
+                "    if EMULATE_BF16:\n        tile = bf16_to_fp32(tile)\n    elif tile.dtype == tl.float32:\n"
                 "        tile = ((tile.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)\n"
                 "    return tile",
             ),

@@ -60,6 +60,7 @@ class Contract:
         probability: format that P is rounded to before P·V and Pᵀ·dO, or None if it stays in the accumulator's.
         score_gradient: format that dS is rounded to before dQ and dK, or None if it stays in the accumulator's.
         score_gradient_of_rounded: whether dS is formed from P after its rounding to `probability`.
+        score_gradient_scaled: whether dS is multiplied by the scale before it is rounded, instead of dq and dk.
         output: format that out and the gradients are rounded to, or None if to `storage`.
         exp2_ulps: largest error of the exponential, in ulps of the accumulator's format, from the true value.
         exp2_mean_ulps: mean signed error of the exponential in ulps of the true value, or None if unknown. The hard budget does
@@ -95,6 +96,7 @@ class Contract:
     probability: Format | None = None
     score_gradient: Format | None = None
     score_gradient_of_rounded: bool = False
+    score_gradient_scaled: bool = False
     output: Format | None = None
     exp2_ulps: float
     exp2_mean_ulps: float | None = None

@@ -210,7 +210,9 @@ def _score_gradients(
     local = local + unit * largest_weight * reached + tiny
     ds = weights.p * difference
     magnitude = ds.abs() + local + weights.p * delta.error
-    local = local + coefficients.cast(contract.score_gradient, magnitude)
+    # what an absolute 1 of the rounded numbers is worth in dS
+    floor = 1.0 / abs(tile.scale) if contract.score_gradient_scaled and tile.scale else 1.0
+    local = local + coefficients.cast(contract.score_gradient, magnitude, floor)
     local = torch.where(weights.unbounded, torch.inf, local)
     return ScoreGradients(
         tile=tile,

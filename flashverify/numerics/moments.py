@@ -106,11 +106,12 @@ class Moments:
         chain = 0.5 * (steps + 1.0) * (1.0 + 0.5 * dot.truncation) * value
         return self.unit * (chain + 0.25 * dot.truncation * steps * dot.block * torch.minimum(value, magnitude))
 
-    def cast(self, target: Format | None, value: torch.Tensor) -> torch.Tensor:
-        """Variance of rounding |value| to `target`: a twelfth of the squared spacing, never more than value²."""
+    def cast(self, target: Format | None, value: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+        """Variance of a value >= 0 if factor·value is rounded to `target`: a twelfth of the squared spacing, at most value²."""
         if target is None or target.precision >= self.contract.accumulator.precision:
             return torch.zeros_like(value)
-        return torch.minimum(UNIFORM * target.ulp(value).square(), value.square())
+        spacing = target.ulp(factor * value) / factor
+        return torch.minimum(UNIFORM * spacing.square(), value.square())
 
 
 def _steps(length: torch.Tensor | float, dot: TensorCore) -> torch.Tensor | float:

@@ -33,8 +33,7 @@ def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str
         return "no pair of a query and a key"
     if case.softmax_scale == 0.0:
         return "all logits are 0: equal weights are rounded alike"
-    repeated = _repeated_logits(case, inputs)
-    return None if repeated is None else f"logits repeat within {repeated}: equal weights are rounded alike"
+    return _alike(case, inputs, contract)
 
 
 def _untold(contract: Contract) -> str | None:
@@ -67,10 +66,11 @@ class _Sample:
         return cls(torch.linspace(0, length - 1, count, device=device).round().long())
 
 
-def _repeated_logits(case: AttentionCase, inputs: Inputs) -> str | None:
-    """Where equal logits were found among those that are seen: "a row", "a column", or None.
+def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | None:
+    """Why weights of sampled rows or columns are rounded alike, or None.
 
-    Rows that see fewer than two keys repeat nothing. Scores are exact to float64: equal inputs give equal ones.
+    Equal logits give equal weights (scores are exact to float64), and logits that vary by less than a spacing of P's format
+    give weights whose roundings are no sample of a uniform distribution. Rows that see fewer than two keys say nothing.
     """
     device = inputs.q.device
     rows, columns = _Sample.of(case.seqlen_q, device).indices, _Sample.of(case.seqlen_k, device).indices
@@ -78,10 +78,15 @@ def _repeated_logits(case: AttentionCase, inputs: Inputs) -> str | None:
     every_column = torch.arange(case.seqlen_k, device=device)
     for head in range(case.heads_q):
         q, k = inputs.q[:, head].double(), inputs.k[:, key_head(case, head)].double()
-        if _repeats(q[:, rows] @ k.mT, visible_mask(case, rows, every_column)):
-            return "a row"
+        of_rows, seen_by_rows = q[:, rows] @ k.mT, visible_mask(case, rows, every_column)
+        if _repeats(of_rows, seen_by_rows):
+            return "logits repeat within a row: equal weights are rounded alike"
         if _repeats(k[:, columns] @ q.mT, visible_mask(case, every_row, columns).mT):
-            return "a column"
+            return "logits repeat within a column: equal weights are rounded alike"
+        if contract.probability is not None:
+            spread = abs(case.softmax_scale) * _deviation(of_rows, seen_by_rows)
+            if bool((spread < 2.0 * contract.probability.unit_roundoff).any()):
+                return "weights of a row differ by less than a spacing: they are rounded alike"
     return None
 
 
@@ -89,3 +94,11 @@ def _repeats(scores: torch.Tensor, seen: torch.Tensor) -> bool:
     """Whether a line of scores (batch, lines, length) holds two equal ones that are seen."""
     ordered = scores.masked_fill(~seen, torch.inf).sort(-1).values
     return bool(((ordered[..., 1:] == ordered[..., :-1]) & ordered[..., 1:].isfinite()).any())
+
+
+def _deviation(scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the scores that a line (batch, lines, length) sees; infinite where it sees fewer than two."""
+    count = seen.sum(-1)
+    mean = torch.where(seen, scores, 0.0).sum(-1) / count.clamp(min=1)
+    squares = torch.where(seen, (scores - mean[..., None]).square(), 0.0).sum(-1)
+    return torch.where(count > 1, (squares / (count - 1).clamp(min=1)).sqrt(), torch.inf)

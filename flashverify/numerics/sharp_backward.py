@@ -166,7 +166,8 @@ class _Gradient:
         cast = moments.cast(contract.probability, p).masked_fill(p == 1.0, 0.0)
         if contract.score_gradient_of_rounded:
             ds_variance = ds_variance + cast * difference.square()
-        ds_variance = ds_variance + moments.cast(contract.score_gradient, ds.abs())
+        factor = abs(tile.scale) if contract.score_gradient_scaled and tile.scale else 1.0
+        ds_variance = ds_variance + moments.cast(contract.score_gradient, ds.abs(), factor)
         weight_variance = p.square() * relative + cast
         return cls(
             tile=tile,

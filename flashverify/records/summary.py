@@ -15,7 +15,7 @@ K = TypeVar("K")
 
 FORWARD_TENSORS = ("out", "lse")
 TENSOR_ORDER = (*FORWARD_TENSORS, "dq", "dk", "dv")
-MODE_ORDER = ("forward", "modular", "end-to-end", "enclosure")
+MODE_ORDER = ("forward", "modular", "end-to-end", "unrounded", "enclosure")
 DTYPE_ORDER = ("fp16", "bf16", "fp32", "fp64")
 
 ENCLOSURE = "enclosure"

@@ -1,4 +1,9 @@
-"""The public functions: attention with the arguments of flash-attn 2.8, and with those of torch."""
+"""The public functions: attention with the arguments of flash-attn 2.8, and with those of torch.
+
+Note on `input_precision`. "ieee": products of float32 are float32's own. "bf16x6" and "tf32x3" make each of six products of
+bfloat16 or three of tf32, summed in float32, on tensor cores; what they leave out is of the order of float32's roundoff. A
+"bf16x6" factor beyond bfloat16's largest number becomes infinite. "tf32" rounds factors to 11 bits.
+"""
 
 import torch
 
@@ -51,7 +56,7 @@ def flash_attn_func(
         alibi_slopes: None; ALiBi is not there yet.
         deterministic: accepted for compatibility; the backward pass always is.
         return_attn_probs: whether to return lse too.
-        input_precision: of float32 products: "ieee" (float32) or "tf32". Other dtypes ignore it.
+        input_precision: of float32 products: "ieee" (float32), "bf16x6", "tf32x3" or "tf32". Other dtypes ignore it.
         tiles: forces tile sizes, for verification; None: the table's.
 
     Returns:
@@ -109,7 +114,7 @@ def scaled_dot_product_attention(
         is_causal: whether query i sees no key after i.
         scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
         enable_gqa: whether Hkv may be a proper divisor of Hq.
-        input_precision: of float32 products: "ieee" (float32) or "tf32". Other dtypes ignore it.
+        input_precision: of float32 products: "ieee" (float32), "bf16x6", "tf32x3" or "tf32". Other dtypes ignore it.
         tiles: forces tile sizes, for verification; None: the table's.
 
     Returns:

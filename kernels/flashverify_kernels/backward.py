@@ -16,12 +16,23 @@ import triton.language as tl
 from flashverify_kernels.launch import (
     EMULATE_BF16,
     UNSPECIALIZED,
-    accumulator_of,
+    dot_precision,
+    heads_at_once,
+    needs_wide_offsets,
     output_like,
     scale_bits,
     storage_of,
+    tile_sources,
 )
-from flashverify_kernels.primitives import LOG2E, as_operand, load_tile, store_tile, tile_offsets, unpack_scale
+from flashverify_kernels.primitives import (
+    LOG2E,
+    as_operand,
+    block_and_head,
+    head_base,
+    load_tile,
+    store_tile,
+    unpack_scale,
+)
 from flashverify_kernels.tiles import TileConfig, padded_head_dim
 
 
@@ -30,7 +41,9 @@ def delta_kernel(
     out_ptr,
     dout_ptr,
     dlse_ptr,
-    delta_ptr,
+    lse_ptr,
+    rows_lse_ptr,
+    rows_delta_ptr,
     stride_ob,
     stride_oh,
     stride_on,
@@ -41,35 +54,46 @@ def delta_kernel(
     stride_gd,
     heads_q,
     seqlen_q,
+    padded_q,
     head_dim,
     HAS_DLSE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
+    WIDE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     BF16: tl.constexpr,
 ):
-    """For BLOCK_M rows of one head: delta = rowsum(dO·out) - dlse."""
-    row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
+    """For BLOCK_M rows of one head: delta = rowsum(dO·out) - dlse, and lse beside it.
+
+    Rows are padded to whole tiles, with lse = inf and delta = 0, so that the other kernels load them without a mask.
+    """
+    row_blocks = padded_q // BLOCK_M
     first_row = tl.program_id(0) % row_blocks * BLOCK_M
-    batch_and_head = (tl.program_id(0) // row_blocks).to(tl.int64)
+    batch_and_head = tl.program_id(0) // row_blocks
     batch = batch_and_head // heads_q
     head = batch_and_head % heads_q
     rows_left = seqlen_q - first_row
 
-    out_tile = out_ptr + batch * stride_ob + head * stride_oh + tl.cast(first_row, tl.int64) * stride_on
-    out_offsets = tile_offsets(stride_on, stride_od, BLOCK_M, BLOCK_D)
-    out = load_tile(out_tile, out_offsets, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, BF16)
-    dout_tile = dout_ptr + batch * stride_gb + head * stride_gh + tl.cast(first_row, tl.int64) * stride_gn
-    dout_offsets = tile_offsets(stride_gn, stride_gd, BLOCK_M, BLOCK_D)
-    dout = load_tile(dout_tile, dout_offsets, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, BF16)
+    out = load_tile(
+        head_base(out_ptr, batch, head, stride_ob, stride_oh, False), batch, head, first_row, stride_on, stride_od,
+        rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, False, BF16,
+    )  # fmt: skip
+    dout = load_tile(
+        head_base(dout_ptr, batch, head, stride_gb, stride_gh, False), batch, head, first_row, stride_gn, stride_gd,
+        rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, False, BF16,
+    )  # fmt: skip
     delta = tl.sum(out.to(ACCUMULATOR) * dout.to(ACCUMULATOR), 1)
 
     rows = first_row + tl.arange(0, BLOCK_M)
-    row_offsets = batch_and_head * seqlen_q + rows
+    inside = rows < seqlen_q
+    offsets = batch_and_head.to(tl.int64) * seqlen_q + rows
     if HAS_DLSE:
-        delta -= tl.load(dlse_ptr + row_offsets, mask=rows < seqlen_q, other=0.0)
-    tl.store(delta_ptr + row_offsets, delta, mask=rows < seqlen_q)
+        delta -= tl.load(dlse_ptr + offsets, mask=inside, other=0.0)
+    lse = tl.load(lse_ptr + offsets, mask=inside, other=float("inf"))
+    padded_offsets = batch_and_head.to(tl.int64) * padded_q + rows
+    tl.store(rows_delta_ptr + padded_offsets, delta)
+    tl.store(rows_lse_ptr + padded_offsets, lse)
 
 
 @triton.jit
@@ -79,8 +103,7 @@ def probabilities(scores, lse, scale):
     Never above 1: a score that is summed in another order than forward's may exceed lse by ulps, which are large for
     large logits. NaN stays NaN.
     """
-    exponent = scores * scale - lse
-    exponent = tl.where(exponent > 0.0, 0.0, exponent)
+    exponent = tl.minimum(scores * scale - lse, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return tl.exp2(exponent * LOG2E)
 
 
@@ -94,22 +117,25 @@ def accumulate_dkdv(
     dout_base,
     lse_row,
     delta_row,
+    batch,
+    head,
     stride_qn,
+    stride_qd,
     stride_gn,
-    q_offsets,
-    dout_offsets,
+    stride_gd,
     first_query,
     last_query,
     keys,
     seqlen_q,
     head_dim,
     causal_offset,
-    sign,
     scale,
     MASKED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -119,19 +145,22 @@ def accumulate_dkdv(
     for start in range(first_query, last_query, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
         rows_left = seqlen_q - start
-        q_tile = q_base + tl.cast(start, tl.int64) * stride_qn
-        q = load_tile(q_tile, q_offsets, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, BF16)
-        q = (q * sign).to(q.dtype)
-        lse = tl.load(lse_row + queries, mask=queries < seqlen_q, other=float("inf"))
+        lse = tl.load(lse_row + queries)
+        delta = tl.load(delta_row + queries)
+        q = load_tile(
+            q_base, batch, head, start, stride_qn, stride_qd, rows_left, head_dim,
+            BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_N, BLOCK_M)
         p = probabilities(scores, lse[None, :], scale)
         if MASKED:
             seen = keys[:, None] <= queries[None, :] + causal_offset
             p = tl.where(seen, p, 0.0)
-        dout_tile = dout_base + tl.cast(start, tl.int64) * stride_gn
-        dout = load_tile(dout_tile, dout_offsets, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, BF16)
+        dout = load_tile(
+            dout_base, batch, head, start, stride_gn, stride_gd, rows_left, head_dim,
+            BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
         dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        delta = tl.load(delta_row + queries, mask=queries < seqlen_q, other=0.0)
         dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(as_operand(ds, STORAGE, BF16), q, dk, input_precision=PRECISION, out_dtype=ACCUMULATOR)
@@ -140,12 +169,12 @@ def accumulate_dkdv(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    dout_ptr,
-    lse_ptr,
-    delta_ptr,
+    q_source,
+    k_source,
+    v_source,
+    dout_source,
+    rows_lse_ptr,
+    rows_delta_ptr,
     dk_ptr,
     dv_ptr,
     stride_qb,
@@ -170,42 +199,47 @@ def dkdv_kernel(
     stride_xd,
     heads_kv,
     group_size,
+    section,
     seqlen_q,
+    padded_q,
     seqlen_k,
     head_dim,
     causal_offset,
     scale_bits,
     CAUSAL: tl.constexpr,
+    SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STORAGE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BF16: tl.constexpr,
 ):
     """One program: dK and dV of BLOCK_N keys of one key head. Strides `g` are dO's, `x` those of dk and dv alike."""
-    STORAGE: tl.constexpr = q_ptr.dtype.element_ty
     key_blocks = tl.cdiv(seqlen_k, BLOCK_N)
-    heads_and_batches = tl.num_programs(0) // key_blocks
-    key_block = tl.program_id(0) // heads_and_batches
-    batch_and_head = tl.program_id(0) % heads_and_batches
-    batch = (batch_and_head // heads_kv).to(tl.int64)
-    head_kv = (batch_and_head % heads_kv).to(tl.int64)
+    key_block, batch_and_head = block_and_head(key_blocks, section)
+    batch = batch_and_head // heads_kv
+    head_kv = batch_and_head % heads_kv
 
     first_key = key_block * BLOCK_N
     keys = first_key + tl.arange(0, BLOCK_N)
     keys_left = seqlen_k - first_key
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
 
-    k_tile = k_ptr + batch * stride_kb + head_kv * stride_kh + tl.cast(first_key, tl.int64) * stride_kn
-    k_offsets = tile_offsets(stride_kn, stride_kd, BLOCK_N, BLOCK_D)
-    k = load_tile(k_tile, k_offsets, keys_left, head_dim, BLOCK_N, BLOCK_D, True, CHECK_D, BF16)
-    v_tile = v_ptr + batch * stride_vb + head_kv * stride_vh + tl.cast(first_key, tl.int64) * stride_vn
-    v_offsets = tile_offsets(stride_vn, stride_vd, BLOCK_N, BLOCK_D)
-    v = load_tile(v_tile, v_offsets, keys_left, head_dim, BLOCK_N, BLOCK_D, True, CHECK_D, BF16)
-    q_offsets = tile_offsets(stride_qn, stride_qd, BLOCK_M, BLOCK_D)
-    dout_offsets = tile_offsets(stride_gn, stride_gd, BLOCK_M, BLOCK_D)
+    k = load_tile(
+        head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS), batch, head_kv, first_key,
+        stride_kn, stride_kd, keys_left, head_dim, BLOCK_N, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    v = load_tile(
+        head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS), batch, head_kv, first_key,
+        stride_vn, stride_vd, keys_left, head_dim, BLOCK_N, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    if SIGNED:
+        k = (k * sign).to(k.dtype)
 
     # No query before `masked_start` sees a key of this block; from `unmasked_start` on, every query sees all of them.
     masked_start = 0
@@ -219,25 +253,28 @@ def dkdv_kernel(
     dv = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
     for member in range(0, group_size):
         head = head_kv * group_size + member
-        q_base = q_ptr + batch * stride_qb + head * stride_qh
-        dout_base = dout_ptr + batch * stride_gb + head * stride_gh
-        row = (batch * heads_kv * group_size + head) * seqlen_q
+        q_base = head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS)
+        dout_base = head_base(dout_source, batch, head, stride_gb, stride_gh, DESCRIPTORS)
+        row = (batch * heads_kv * group_size + head).to(tl.int64) * padded_q
         if CAUSAL:
             dk, dv = accumulate_dkdv(
-                dk, dv, k, v, q_base, dout_base, lse_ptr + row, delta_ptr + row, stride_qn, stride_gn,
-                q_offsets, dout_offsets, masked_start, unmasked_start, keys, seqlen_q, head_dim, causal_offset,
-                sign, scale, True, BLOCK_M, BLOCK_D, CHECK_D, STORAGE, ACCUMULATOR, PRECISION, BF16,
+                dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
+                stride_qn, stride_qd, stride_gn, stride_gd,
+                masked_start, unmasked_start, keys, seqlen_q, head_dim, causal_offset, scale,
+                True, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
         dk, dv = accumulate_dkdv(
-            dk, dv, k, v, q_base, dout_base, lse_ptr + row, delta_ptr + row, stride_qn, stride_gn,
-            q_offsets, dout_offsets, unmasked_start, seqlen_q, keys, seqlen_q, head_dim, causal_offset,
-            sign, scale, False, BLOCK_M, BLOCK_D, CHECK_D, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
+            stride_qn, stride_qd, stride_gn, stride_gd,
+            unmasked_start, seqlen_q, keys, seqlen_q, head_dim, causal_offset, scale,
+            False, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
 
-    offsets = tile_offsets(stride_xn, stride_xd, BLOCK_N, BLOCK_D)
-    tile = batch * stride_xb + head_kv * stride_xh + tl.cast(first_key, tl.int64) * stride_xn
-    store_tile(dk_ptr + tile, offsets, dk * scale, keys_left, head_dim, BLOCK_N, BLOCK_D, BF16)
-    store_tile(dv_ptr + tile, offsets, dv, keys_left, head_dim, BLOCK_N, BLOCK_D, BF16)
+    dk_base = head_base(dk_ptr, batch, head_kv, stride_xb, stride_xh, False)
+    dk = dk * (scale * sign)
+    store_tile(dk_base, dk, first_key, stride_xn, stride_xd, keys_left, head_dim, BLOCK_N, BLOCK_D, WIDE, BF16)
+    dv_base = head_base(dv_ptr, batch, head_kv, stride_xb, stride_xh, False)
+    store_tile(dv_base, dv, first_key, stride_xn, stride_xd, keys_left, head_dim, BLOCK_N, BLOCK_D, WIDE, BF16)
 
 
 @triton.jit
@@ -249,10 +286,12 @@ def accumulate_dq(
     delta,
     k_base,
     v_base,
+    batch,
+    head_kv,
     stride_kn,
+    stride_kd,
     stride_vn,
-    k_offsets,
-    v_offsets,
+    stride_vd,
     first_key,
     last_key,
     query_rows,
@@ -265,6 +304,8 @@ def accumulate_dq(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -273,10 +314,14 @@ def accumulate_dq(
     """Add what keys first_key .. last_key contribute to dQ (unscaled) of a row block."""
     for start in range(first_key, last_key, BLOCK_N):
         keys_left = seqlen_k - start
-        k_tile = k_base + tl.cast(start, tl.int64) * stride_kn
-        k = load_tile(k_tile, k_offsets, keys_left, head_dim, BLOCK_N, BLOCK_D, MASKED, CHECK_D, BF16)
-        v_tile = v_base + tl.cast(start, tl.int64) * stride_vn
-        v = load_tile(v_tile, v_offsets, keys_left, head_dim, BLOCK_N, BLOCK_D, MASKED, CHECK_D, BF16)
+        k = load_tile(
+            k_base, batch, head_kv, start, stride_kn, stride_kd, keys_left, head_dim,
+            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
+        v = load_tile(
+            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, head_dim,
+            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
         p = probabilities(scores, lse[:, None], scale)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
@@ -293,12 +338,12 @@ def accumulate_dq(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    dout_ptr,
-    lse_ptr,
-    delta_ptr,
+    q_source,
+    k_source,
+    v_source,
+    dout_source,
+    rows_lse_ptr,
+    rows_delta_ptr,
     dq_ptr,
     stride_qb,
     stride_qh,
@@ -322,49 +367,53 @@ def dq_kernel(
     stride_xd,
     heads_q,
     group_size,
+    section,
     seqlen_q,
+    padded_q,
     seqlen_k,
     head_dim,
     causal_offset,
     scale_bits,
     CAUSAL: tl.constexpr,
+    SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STORAGE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BF16: tl.constexpr,
 ):
     """One program: dQ of BLOCK_M query rows of one head. Strides `g` are dO's, `x` dq's."""
-    STORAGE: tl.constexpr = q_ptr.dtype.element_ty
     row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
-    heads_and_batches = tl.num_programs(0) // row_blocks
-    row_block = row_blocks - 1 - tl.program_id(0) // heads_and_batches
-    batch_and_head = tl.program_id(0) % heads_and_batches
-    batch = (batch_and_head // heads_q).to(tl.int64)
-    head = (batch_and_head % heads_q).to(tl.int64)
+    place, batch_and_head = block_and_head(row_blocks, section)
+    batch = batch_and_head // heads_q
+    head = batch_and_head % heads_q
     head_kv = head // group_size
 
-    first_row = row_block * BLOCK_M
+    first_row = (row_blocks - 1 - place) * BLOCK_M
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
 
-    q_tile = q_ptr + batch * stride_qb + head * stride_qh + tl.cast(first_row, tl.int64) * stride_qn
-    q_offsets = tile_offsets(stride_qn, stride_qd, BLOCK_M, BLOCK_D)
-    q = load_tile(q_tile, q_offsets, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, BF16)
-    q = (q * sign).to(q.dtype)
-    dout_tile = dout_ptr + batch * stride_gb + head * stride_gh + tl.cast(first_row, tl.int64) * stride_gn
-    dout_offsets = tile_offsets(stride_gn, stride_gd, BLOCK_M, BLOCK_D)
-    dout = load_tile(dout_tile, dout_offsets, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, BF16)
-    row = batch_and_head.to(tl.int64) * seqlen_q
-    lse = tl.load(lse_ptr + row + query_rows, mask=query_rows < seqlen_q, other=float("inf"))
-    delta = tl.load(delta_ptr + row + query_rows, mask=query_rows < seqlen_q, other=0.0)
-    k_base = k_ptr + batch * stride_kb + head_kv * stride_kh
-    v_base = v_ptr + batch * stride_vb + head_kv * stride_vh
-    k_offsets = tile_offsets(stride_kn, stride_kd, BLOCK_N, BLOCK_D)
-    v_offsets = tile_offsets(stride_vn, stride_vd, BLOCK_N, BLOCK_D)
+    q = load_tile(
+        head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS), batch, head, first_row,
+        stride_qn, stride_qd, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    dout = load_tile(
+        head_base(dout_source, batch, head, stride_gb, stride_gh, DESCRIPTORS), batch, head, first_row,
+        stride_gn, stride_gd, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    if SIGNED:
+        q = (q * sign).to(q.dtype)
+    row = batch_and_head.to(tl.int64) * padded_q
+    lse = tl.load(rows_lse_ptr + row + query_rows)
+    delta = tl.load(rows_delta_ptr + row + query_rows)
+    k_base = head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS)
+    v_base = head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS)
 
     unmasked_end = seqlen_k
     masked_end = seqlen_k
@@ -375,40 +424,45 @@ def dq_kernel(
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
     dq = accumulate_dq(
-        dq, q, dout, lse, delta, k_base, v_base, stride_kn, stride_vn, k_offsets, v_offsets,
+        dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
         0, unmasked_end, query_rows, seqlen_k, head_dim, causal_offset, scale,
-        False, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        False, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     dq = accumulate_dq(
-        dq, q, dout, lse, delta, k_base, v_base, stride_kn, stride_vn, k_offsets, v_offsets,
+        dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
         unmasked_end, masked_end, query_rows, seqlen_k, head_dim, causal_offset, scale,
-        True, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        True, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
-    dq_tile = dq_ptr + batch * stride_xb + head * stride_xh + tl.cast(first_row, tl.int64) * stride_xn
-    dq_offsets = tile_offsets(stride_xn, stride_xd, BLOCK_M, BLOCK_D)
-    store_tile(dq_tile, dq_offsets, dq * (scale * sign), rows_left, head_dim, BLOCK_M, BLOCK_D, BF16)
+    dq_base = head_base(dq_ptr, batch, head, stride_xb, stride_xh, False)
+    dq = dq * (scale * sign)
+    store_tile(dq_base, dq, first_row, stride_xn, stride_xd, rows_left, head_dim, BLOCK_M, BLOCK_D, WIDE, BF16)
 
 
-def _delta(dout: torch.Tensor, dlse: torch.Tensor | None, out: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _row_statistics(
+    dout: torch.Tensor, dlse: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor, tile_rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lse and delta of every row, (B, Hq, Nq padded to tiles of tile_rows)."""
     batch, heads_q, seqlen_q, head_dim = out.shape
-    delta = torch.empty((batch, heads_q, seqlen_q), dtype=dtype, device=out.device)
     block_m = 32
-    programs = triton.cdiv(seqlen_q, block_m) * batch * heads_q
+    padded_q = triton.cdiv(seqlen_q, max(block_m, tile_rows)) * max(block_m, tile_rows)
+    rows_lse, rows_delta = torch.empty((2, batch, heads_q, padded_q), dtype=lse.dtype, device=out.device)
+    programs = padded_q // block_m * batch * heads_q
     if programs == 0:
-        return delta
+        return rows_lse, rows_delta
     block_d = padded_head_dim(head_dim)
     delta_kernel[(programs,)](
-        out, dout, delta if dlse is None else dlse.contiguous(), delta,
-        *out.stride(), *dout.stride(), heads_q, seqlen_q, head_dim,
+        out, dout, lse if dlse is None else dlse.contiguous(), lse, rows_lse, rows_delta,
+        *out.stride(), *dout.stride(), heads_q, seqlen_q, padded_q, head_dim,
         HAS_DLSE=dlse is not None,
         BLOCK_M=block_m,
         BLOCK_D=block_d,
         CHECK_D=block_d != head_dim,
-        ACCUMULATOR=storage_of(dtype),
+        WIDE=needs_wide_offsets((out, block_m), (dout, block_m), block_d=block_d),
+        ACCUMULATOR=storage_of(lse.dtype),
         BF16=EMULATE_BF16 and out.dtype == torch.bfloat16,
     )  # fmt: skip
-    return delta
+    return rows_lse, rows_delta
 
 
 def attention_backward(
@@ -424,6 +478,7 @@ def attention_backward(
     precision: str,
     dkdv_tile: TileConfig,
     dq_tile: TileConfig,
+    output_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Launch the backward kernels.
 
@@ -440,40 +495,53 @@ def attention_backward(
         precision: Triton's input precision of float32 products.
         dkdv_tile: block sizes, warps and stages of the dK/dV kernel.
         dq_tile: the same of the dQ kernel.
+        output_dtype: dtype that the gradients are rounded to; None: that of q.
 
     Returns:
         dq, dk, dv: shaped like q, k, v, laid out as B,N,H,D in memory.
     """
     batch, heads_q, seqlen_q, head_dim = q.shape
     heads_kv, seqlen_k = k.shape[1], k.shape[2]
-    dq, dk, dv = output_like(q), output_like(k), output_like(v)
-    accumulator = accumulator_of(q.dtype)
-    delta = _delta(dout, dlse, out, accumulator)
+    dq, dk, dv = (output_like(x, output_dtype) for x in (q, k, v))
+    rows_lse, rows_delta = _row_statistics(dout, dlse, out, lse, max(dkdv_tile.block_m, dq_tile.block_m))
     block_d = padded_head_dim(head_dim)
+    group_size = heads_q // heads_kv
     options = {
         "CAUSAL": causal_offset is not None,
+        "SIGNED": scale <= 0.0,
         "BLOCK_D": block_d,
         "CHECK_D": block_d != head_dim,
-        "ACCUMULATOR": storage_of(accumulator),
-        "PRECISION": precision,
+        "STORAGE": storage_of(q.dtype),
+        "ACCUMULATOR": storage_of(lse.dtype),
+        "PRECISION": dot_precision(precision),
         "BF16": EMULATE_BF16 and q.dtype == torch.bfloat16,
         "enable_fp_fusion": False,  # see the module's docstring: the exponent's difference must not be contracted
     }
-    tensors = (q, k, v, dout, lse, delta)
     strides = (*q.stride(), *k.stride(), *v.stride(), *dout.stride())
-    sizes = (seqlen_q, seqlen_k, head_dim, 0 if causal_offset is None else causal_offset, scale_bits(scale))
+    offset = 0 if causal_offset is None else causal_offset
+    sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, offset, scale_bits(scale))
+    products = batch * heads_q * seqlen_q * seqlen_k * head_dim
+
     key_programs = triton.cdiv(seqlen_k, dkdv_tile.block_n) * batch * heads_kv
     if key_programs:
+        tile = dkdv_tile
+        tiles = ((q, tile.block_m), (k, tile.block_n), (v, tile.block_n), (dout, tile.block_m))
+        sources, has_descriptors = tile_sources(*tiles, block_d=block_d, products=products)
+        section = max(1, heads_at_once(q, 1, batch * heads_q) // max(1, group_size))
         dkdv_kernel[(key_programs,)](
-            *tensors, dk, dv, *strides, *dk.stride(), heads_kv, heads_q // heads_kv, *sizes,
-            BLOCK_M=dkdv_tile.block_m, BLOCK_N=dkdv_tile.block_n,
-            num_warps=dkdv_tile.num_warps, num_stages=dkdv_tile.num_stages, **options,
+            *sources, rows_lse, rows_delta, dk, dv, *strides, *dk.stride(), heads_kv, group_size, section, *sizes,
+            WIDE=needs_wide_offsets(*tiles, (dk, tile.block_n), block_d=block_d), DESCRIPTORS=has_descriptors,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
     query_programs = triton.cdiv(seqlen_q, dq_tile.block_m) * batch * heads_q
     if query_programs:
+        tile = dq_tile
+        tiles = ((q, tile.block_m), (k, tile.block_n), (v, tile.block_n), (dout, tile.block_m))
+        sources, has_descriptors = tile_sources(*tiles, block_d=block_d, products=products)
         dq_kernel[(query_programs,)](
-            *tensors, dq, *strides, *dq.stride(), heads_q, heads_q // heads_kv, *sizes,
-            BLOCK_M=dq_tile.block_m, BLOCK_N=dq_tile.block_n,
-            num_warps=dq_tile.num_warps, num_stages=dq_tile.num_stages, **options,
+            *sources, rows_lse, rows_delta, dq, *strides, *dq.stride(),
+            heads_q, group_size, heads_at_once(k, group_size, batch * heads_q), *sizes,
+            WIDE=needs_wide_offsets(*tiles, (dq, tile.block_m), block_d=block_d), DESCRIPTORS=has_descriptors,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
     return dq, dk, dv

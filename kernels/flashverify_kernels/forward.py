@@ -17,11 +17,23 @@ from flashverify_kernels.launch import (
     EMULATE_BF16,
     UNSPECIALIZED,
     accumulator_of,
+    dot_precision,
+    heads_at_once,
+    needs_wide_offsets,
     output_like,
     scale_bits,
     storage_of,
+    tile_sources,
 )
-from flashverify_kernels.primitives import LN2, as_operand, load_tile, store_tile, tile_offsets, unpack_scale
+from flashverify_kernels.primitives import (
+    LN2,
+    as_operand,
+    block_and_head,
+    head_base,
+    load_tile,
+    store_tile,
+    unpack_scale,
+)
 from flashverify_kernels.tiles import TileConfig, padded_head_dim
 
 
@@ -33,10 +45,12 @@ def attend(
     q,
     k_base,
     v_base,
+    batch,
+    head_kv,
     stride_kn,
+    stride_kd,
     stride_vn,
-    k_offsets,
-    v_offsets,
+    stride_vd,
     first_key,
     last_key,
     query_rows,
@@ -49,6 +63,8 @@ def attend(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -57,8 +73,10 @@ def attend(
     """Fold keys first_key .. last_key (a multiple of BLOCK_N apart unless MASKED) into the running softmax."""
     for start in range(first_key, last_key, BLOCK_N):
         keys_left = seqlen_k - start
-        k_tile = k_base + tl.cast(start, tl.int64) * stride_kn
-        k = load_tile(k_tile, k_offsets, keys_left, head_dim, BLOCK_N, BLOCK_D, MASKED, CHECK_D, BF16)
+        k = load_tile(
+            k_base, batch, head_kv, start, stride_kn, stride_kd, keys_left, head_dim,
+            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
         if MASKED:
             keys = start + tl.arange(0, BLOCK_N)
@@ -73,8 +91,10 @@ def attend(
         rescale = tl.exp2((running_max - shift) * exponent_scale)
         running_sum = running_sum * rescale + tl.sum(p, 1)
         accumulator = accumulator * rescale[:, None]
-        v_tile = v_base + tl.cast(start, tl.int64) * stride_vn
-        v = load_tile(v_tile, v_offsets, keys_left, head_dim, BLOCK_N, BLOCK_D, MASKED, CHECK_D, BF16)
+        v = load_tile(
+            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, head_dim,
+            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
         accumulator = tl.dot(as_operand(p, STORAGE, BF16), v, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         running_max = new_max
     return accumulator, running_max, running_sum
@@ -82,9 +102,9 @@ def attend(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q_source,
+    k_source,
+    v_source,
     out_ptr,
     lse_ptr,
     stride_qb,
@@ -105,43 +125,46 @@ def forward_kernel(
     stride_od,
     heads_q,
     group_size,
+    section,
     seqlen_q,
     seqlen_k,
     head_dim,
     causal_offset,
     scale_bits,
     CAUSAL: tl.constexpr,
+    SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STORAGE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BF16: tl.constexpr,
 ):
     """One program: BLOCK_M query rows of one head. Causal: the row blocks with most keys come first."""
-    STORAGE: tl.constexpr = q_ptr.dtype.element_ty
     row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
-    heads_and_batches = tl.num_programs(0) // row_blocks
-    row_block = row_blocks - 1 - tl.program_id(0) // heads_and_batches
-    batch_and_head = tl.program_id(0) % heads_and_batches
-    batch = (batch_and_head // heads_q).to(tl.int64)
-    head = (batch_and_head % heads_q).to(tl.int64)
+    place, batch_and_head = block_and_head(row_blocks, section)
+    batch = batch_and_head // heads_q
+    head = batch_and_head % heads_q
     head_kv = head // group_size
 
-    first_row = row_block * BLOCK_M
+    first_row = (row_blocks - 1 - place) * BLOCK_M
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, exponent_scale = unpack_scale(scale_bits, ACCUMULATOR)
 
-    q_tile = q_ptr + batch * stride_qb + head * stride_qh + tl.cast(first_row, tl.int64) * stride_qn
-    q_offsets = tile_offsets(stride_qn, stride_qd, BLOCK_M, BLOCK_D)
-    q = load_tile(q_tile, q_offsets, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, BF16)
-    q = (q * sign).to(q.dtype)
-    k_base = k_ptr + batch * stride_kb + head_kv * stride_kh
-    v_base = v_ptr + batch * stride_vb + head_kv * stride_vh
-    k_offsets = tile_offsets(stride_kn, stride_kd, BLOCK_N, BLOCK_D)
-    v_offsets = tile_offsets(stride_vn, stride_vd, BLOCK_N, BLOCK_D)
+    q_base = head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS)
+    q = load_tile(
+        q_base, batch, head, first_row, stride_qn, stride_qd, rows_left, head_dim,
+        BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    if SIGNED:
+        q = (q * sign).to(q.dtype)
+    k_base = head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS)
+    v_base = head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS)
 
     # Keys before `unmasked_end` are seen by every row of the block, keys from `masked_end` on by none.
     unmasked_end = seqlen_k
@@ -155,14 +178,16 @@ def forward_kernel(
     running_max = tl.full((BLOCK_M,), float("-inf"), ACCUMULATOR)
     running_sum = tl.zeros((BLOCK_M,), ACCUMULATOR)
     accumulator, running_max, running_sum = attend(
-        accumulator, running_max, running_sum, q, k_base, v_base, stride_kn, stride_vn, k_offsets, v_offsets,
+        accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
+        stride_kn, stride_kd, stride_vn, stride_vd,
         0, unmasked_end, query_rows, seqlen_k, head_dim, causal_offset, exponent_scale,
-        False, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        False, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     accumulator, running_max, running_sum = attend(
-        accumulator, running_max, running_sum, q, k_base, v_base, stride_kn, stride_vn, k_offsets, v_offsets,
+        accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
+        stride_kn, stride_kd, stride_vn, stride_vd,
         unmasked_end, masked_end, query_rows, seqlen_k, head_dim, causal_offset, exponent_scale,
-        True, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        True, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
     saw_no_key = running_sum == 0.0
@@ -170,9 +195,8 @@ def forward_kernel(
     out = accumulator / divisor[:, None]
     lse = tl.where(saw_no_key, float("-inf"), running_max * scale + tl.log2(divisor) * LN2)
 
-    out_tile = out_ptr + batch * stride_ob + head * stride_oh + tl.cast(first_row, tl.int64) * stride_on
-    out_offsets = tile_offsets(stride_on, stride_od, BLOCK_M, BLOCK_D)
-    store_tile(out_tile, out_offsets, out, rows_left, head_dim, BLOCK_M, BLOCK_D, BF16)
+    out_base = head_base(out_ptr, batch, head, stride_ob, stride_oh, False)
+    store_tile(out_base, out, first_row, stride_on, stride_od, rows_left, head_dim, BLOCK_M, BLOCK_D, WIDE, BF16)
     lse_row = lse_ptr + batch_and_head.to(tl.int64) * seqlen_q
     tl.store(lse_row + query_rows, lse, mask=query_rows < seqlen_q)
 
@@ -185,6 +209,7 @@ def attention_forward(
     causal_offset: int | None,
     precision: str,
     tile: TileConfig,
+    output_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
@@ -196,30 +221,39 @@ def attention_forward(
         causal_offset: query i sees keys 0 .. i + causal_offset; None: all keys.
         precision: Triton's input precision of float32 products.
         tile: block sizes, warps and stages.
+        output_dtype: dtype that out is rounded to; None: that of q.
 
     Returns:
         out (B, Hq, Nq, D), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
     """
     batch, heads_q, seqlen_q, head_dim = q.shape
-    out = output_like(q)
+    out = output_like(q, output_dtype)
     lse = torch.empty((batch, heads_q, seqlen_q), dtype=accumulator_of(q.dtype), device=q.device)
     programs = triton.cdiv(seqlen_q, tile.block_m) * batch * heads_q
     if programs == 0:
         return out, lse
+    heads_kv, seqlen_k = k.shape[1], k.shape[2]
     block_d = padded_head_dim(head_dim)
+    tiles = ((q, tile.block_m), (k, tile.block_n), (v, tile.block_n))
+    products = batch * heads_q * seqlen_q * seqlen_k * head_dim
+    sources, has_descriptors = tile_sources(*tiles, block_d=block_d, products=products)
     forward_kernel[(programs,)](
-        q, k, v, out, lse,
+        *sources, out, lse,
         *q.stride(), *k.stride(), *v.stride(), *out.stride(),
-        heads_q, heads_q // k.shape[1], seqlen_q, k.shape[2], head_dim,
+        heads_q, heads_q // heads_kv, heads_at_once(k, heads_q // heads_kv, batch * heads_q), seqlen_q, seqlen_k, head_dim,
         0 if causal_offset is None else causal_offset,
         scale_bits(scale),
         CAUSAL=causal_offset is not None,
+        SIGNED=scale <= 0.0,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=block_d,
         CHECK_D=block_d != head_dim,
+        WIDE=needs_wide_offsets(*tiles, (out, tile.block_m), block_d=block_d),
+        DESCRIPTORS=has_descriptors,
+        STORAGE=storage_of(q.dtype),
         ACCUMULATOR=storage_of(lse.dtype),
-        PRECISION=precision,
+        PRECISION=dot_precision(precision),
         BF16=EMULATE_BF16 and q.dtype == torch.bfloat16,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

@@ -1,17 +1,18 @@
-"""What the launchers share: dtypes, the scale's bits, and the layout of outputs."""
+"""What the launchers share: dtypes, the scale's bits, how tiles are addressed, and the layout of outputs."""
 
 import struct
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when this package was imported)."""
 
 EMULATE_BF16: bool = INTERPRETED
 
-UNSPECIALIZED = ["heads_q", "heads_kv", "group_size", "seqlen_q", "seqlen_k", "causal_offset", "scale_bits"]
+UNSPECIALIZED = ["heads_q", "heads_kv", "group_size", "section", "seqlen_q", "seqlen_k", "causal_offset", "scale_bits"]
 """Arguments whose value compiles no kernel anew. Strides and the head size do: loads are vectorised by their divisors."""
 
 _TRITON_DTYPES = {
@@ -37,7 +38,95 @@ def scale_bits(scale: float) -> int:
     return struct.unpack("<q", struct.pack("<d", scale))[0]
 
 
-def output_like(x: torch.Tensor) -> torch.Tensor:
+def dot_precision(precision: str) -> str:
+    """Triton's input precision; the interpreter knows not all of them, and multiplies in float32 whatever it is told."""
+    return "ieee" if INTERPRETED else precision
+
+
+def output_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """An uninitialised tensor shaped like x (B, H, N, D) whose memory is laid out as B,N,H,D, whatever x's strides."""
     batch, heads, seqlen, head_dim = x.shape
-    return torch.empty((batch, seqlen, heads, head_dim), dtype=x.dtype, device=x.device).transpose(1, 2)
+    return torch.empty((batch, seqlen, heads, head_dim), dtype=dtype or x.dtype, device=x.device).transpose(1, 2)
+
+
+CACHE_BYTES = 2**25
+"""What the tensors of one section of heads may take: about half of the second-level cache of an H200."""
+
+
+def heads_at_once(walked: torch.Tensor, sharing: int, heads: int) -> int:
+    """How many heads run side by side, so that what they walk over stays in the cache.
+
+    Args:
+        walked: one of the two tensors (B, H, N, D) that every program of a head walks over.
+        sharing: heads of the grid for each head that is walked over.
+        heads: heads of the grid, over all batches.
+    """
+    bytes_of_one = 2 * walked.shape[2] * walked.shape[3] * walked.element_size()
+    return max(1, min(CACHE_BYTES // max(1, bytes_of_one) * sharing, heads))
+
+
+def needs_wide_offsets(*tiles: tuple[torch.Tensor, int], block_d: int) -> bool:
+    """Whether an offset inside a tile of that many rows of a tensor may take more than 32 bits."""
+    largest = max((rows - 1) * x.stride(2) + (block_d - 1) * x.stride(3) for x, rows in tiles)
+    return largest > torch.iinfo(torch.int32).max
+
+
+DESCRIPTOR_PRODUCTS = 2**26
+"""Multiply-adds of QKᵀ from which on tiles are loaded by descriptors: below, encoding them takes longer than the kernel does.
+
+Low enough that the verifier's standard matrix has cases of every dtype above it.
+"""
+
+DESCRIPTOR_ALIGNMENT = 16
+"""Bytes that a descriptor's base, and its strides but the last, are multiples of (CUDA driver API, cuTensorMapEncodeTiled)."""
+
+DESCRIPTOR_STRIDE_BYTES = 2**40
+"""What a descriptor's strides stay below (ibid.)."""
+
+
+def fits_descriptor(x: torch.Tensor) -> bool:
+    """Whether the hardware's tensor copies can address x (B, H, N, D)."""
+    *strides, last = ((x.stride(axis) * x.element_size(), x.shape[axis]) for axis in range(4))
+    return (
+        x.numel() > 0
+        and x.data_ptr() % DESCRIPTOR_ALIGNMENT == 0
+        and (last[0] == x.element_size())
+        and all(
+            size == 1 or (stride % DESCRIPTOR_ALIGNMENT == 0 and 0 < stride < DESCRIPTOR_STRIDE_BYTES)
+            for stride, size in strides
+        )
+        and max(x.shape) <= torch.iinfo(torch.int32).max
+    )
+
+
+def has_tensor_copies(device: torch.device) -> bool:
+    """Whether the device copies tiles by descriptors: compute capability 9.0 and newer, and the interpreter."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def tile_sources(
+    *tiles: tuple[torch.Tensor, int], block_d: int, products: int
+) -> tuple[list[torch.Tensor | TensorDescriptor], bool]:
+    """What a kernel loads its tiles from: the tensors, or descriptors of all of them where that can be done and pays.
+
+    float64 has no fast matrix units to feed, and is loaded by pointers.
+
+    Args:
+        tiles: tensors (B, H, N, D), each with the rows of its tiles.
+        block_d: columns of the tiles.
+        products: multiply-adds of QKᵀ.
+
+    Returns:
+        the sources in that order, and whether they are descriptors.
+    """
+    tensors = [x for x, _ in tiles]
+    x = tensors[0]
+    pays = products >= DESCRIPTOR_PRODUCTS and x.dtype != torch.float64 and has_tensor_copies(x.device)
+    if not (pays and all(fits_descriptor(x) for x in tensors)):
+        return list(tensors), False
+    return [_descriptor(x, rows, block_d) for x, rows in tiles], True
+
+
+def _descriptor(x: torch.Tensor, rows: int, block_d: int) -> TensorDescriptor:
+    strides = [DESCRIPTOR_ALIGNMENT if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, block_d])

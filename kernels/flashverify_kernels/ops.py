@@ -13,10 +13,10 @@ from flashverify_kernels.tiles import Tiles, tiles_for
 NAMESPACE = __name__.partition(".")[0]
 
 
-def _tiles(q: torch.Tensor, causal: bool, forced: list[int] | None) -> Tiles:
+def _tiles(q: torch.Tensor, causal: bool, precision: str, forced: list[int] | None) -> Tiles:
     if forced is not None:
         return Tiles.unflatten(forced)
-    return tiles_for(q.device, q.dtype, q.shape[3], causal)
+    return tiles_for(q.device, q.dtype, q.shape[3], causal, precision)
 
 
 def _on_device_of(x: torch.Tensor) -> torch.cuda.device:
@@ -34,7 +34,7 @@ def attention(
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
-    tile = _tiles(q, causal_offset is not None, tiles).forward
+    tile = _tiles(q, causal_offset is not None, precision, tiles).forward
     with _on_device_of(q):
         return attention_forward(q, k, v, scale, causal_offset, precision, tile)
 
@@ -67,7 +67,7 @@ def backward(
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention's dq, dk, dv (B,H,N,D); see `backward.attention_backward`."""
-    chosen = _tiles(q, causal_offset is not None, tiles)
+    chosen = _tiles(q, causal_offset is not None, precision, tiles)
     with _on_device_of(q):
         return attention_backward(dout, dlse, q, k, v, out, lse, scale, causal_offset, precision, chosen.dkdv, chosen.dq)
 

@@ -55,32 +55,72 @@ def as_operand(x, STORAGE: tl.constexpr, EMULATE_BF16: tl.constexpr):
 
 
 @triton.jit
-def tile_offsets(stride_row, stride_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Element offsets (ROWS, COLUMNS) inside a tile, in 64 bits: a stride may be of any size."""
-    rows = tl.arange(0, ROWS).to(tl.int64)
-    columns = tl.arange(0, COLUMNS).to(tl.int64)
+def block_and_head(blocks, section):
+    """The block, and the head (counted over all batches), that this program owns.
+
+    Heads come in sections that fit the cache together; in a section, the first blocks of all heads come before the second.
+    """
+    heads = tl.num_programs(0) // blocks
+    program = tl.program_id(0)
+    first_head = program // (section * blocks) * section
+    place = program % (section * blocks)
+    heads_here = tl.minimum(section, heads - first_head)
+    return place // heads_here, first_head + place % heads_here
+
+
+@triton.jit
+def head_base(source, batch, head, stride_batch, stride_head, DESCRIPTORS: tl.constexpr):
+    """Where one head begins; a tensor descriptor knows that by itself."""
+    if DESCRIPTORS:
+        return source
+    else:
+        return source + (batch.to(tl.int64) * stride_batch + head.to(tl.int64) * stride_head)
+
+
+@triton.jit
+def tile_offsets(stride_row, stride_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    """Element offsets (ROWS, COLUMNS) inside a tile, in 64 bits if WIDE: else the launcher has seen that 32 hold them."""
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    if WIDE:
+        rows = rows.to(tl.int64)
+        columns = columns.to(tl.int64)
     return rows[:, None] * stride_row + columns[None, :] * stride_column
 
 
 @triton.jit
 def load_tile(
-    pointer,
-    offsets,
+    source,
+    batch,
+    head,
+    first_row,
+    stride_row,
+    stride_column,
     rows_left,
     columns_left,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHECK_ROWS: tl.constexpr,
     CHECK_COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
-    """Tile (ROWS, COLUMNS) at `pointer`; what lies beyond rows_left or columns_left is not read, and 0."""
-    if CHECK_ROWS or CHECK_COLUMNS:
-        rows = tl.arange(0, ROWS)[:, None] < (rows_left if CHECK_ROWS else ROWS)
-        columns = tl.arange(0, COLUMNS)[None, :] < (columns_left if CHECK_COLUMNS else COLUMNS)
-        tile = tl.load(pointer + offsets, mask=rows & columns, other=0.0)
+    """Tile (ROWS, COLUMNS) from `first_row` on of a head; what lies beyond rows_left or columns_left is not read, and 0.
+
+    `source` is what `head_base` returned: a pointer to the head, or a descriptor of the whole tensor (B, H, N, D).
+    """
+    if DESCRIPTORS:
+        tile = source.load([batch, head, first_row, 0]).reshape(ROWS, COLUMNS)
     else:
-        tile = tl.load(pointer + offsets)
+        pointer = source + tl.cast(first_row, tl.int64) * stride_row
+        offsets = tile_offsets(stride_row, stride_column, ROWS, COLUMNS, WIDE)
+        if CHECK_ROWS or CHECK_COLUMNS:
+            rows = tl.arange(0, ROWS)[:, None] < (rows_left if CHECK_ROWS else ROWS)
+            columns = tl.arange(0, COLUMNS)[None, :] < (columns_left if CHECK_COLUMNS else COLUMNS)
+            tile = tl.load(pointer + offsets, mask=rows & columns, other=0.0)
+        else:
+            tile = tl.load(pointer + offsets)
     if EMULATE_BF16:
         tile = bf16_to_fp32(tile)
     return tile
@@ -88,19 +128,23 @@ def load_tile(
 
 @triton.jit
 def store_tile(
-    pointer,
-    offsets,
+    base,
     tile,
+    first_row,
+    stride_row,
+    stride_column,
     rows_left,
     columns_left,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
     """Round a tile (ROWS, COLUMNS) to the pointer's dtype and store the part within rows_left and columns_left."""
     inside = (tl.arange(0, ROWS)[:, None] < rows_left) & (tl.arange(0, COLUMNS)[None, :] < columns_left)
-    if EMULATE_BF16:
+    pointer = base + tl.cast(first_row, tl.int64) * stride_row
+    if EMULATE_BF16 and base.dtype.element_ty == tl.bfloat16:
         rounded = fp32_to_bf16_bits(tile).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        rounded = tile.to(pointer.dtype.element_ty)
-    tl.store(pointer + offsets, rounded, mask=inside)
+        rounded = tile.to(base.dtype.element_ty)
+    tl.store(pointer + tile_offsets(stride_row, stride_column, ROWS, COLUMNS, WIDE), rounded, mask=inside)

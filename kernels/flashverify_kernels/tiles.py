@@ -1,7 +1,7 @@
 """Tile tables by architecture, dtype, head size and causal: no autotuning on a user's path.
 
-An entry of the table is trusted once its cases are certified on that architecture: `flashverify certify --matrix standard`
-runs every entry of the machine that it runs on.
+Entries come from `benchmarks/tune_tiles.py`. One is trusted once its cases are certified on that architecture:
+`flashverify certify --matrix standard` runs every entry of the machine that it runs on.
 """
 
 from dataclasses import dataclass, fields
@@ -87,17 +87,31 @@ def _tiles(forward: tuple[int, ...], dkdv: tuple[int, ...], dq: tuple[int, ...])
 HEAD_DIMS = (16, 32, 64, 128, 256)
 """Padded head sizes: with causal, the columns of every table."""
 
-_HALF = {
-    (16, False): _tiles((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-    (16, True): _tiles((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-    (32, False): _tiles((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-    (32, True): _tiles((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+_HALF_SMALL = {
+    (16, False): _tiles((128, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (16, True): _tiles((64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (32, False): _tiles((128, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    (32, True): _tiles((64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
     (64, False): _tiles((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
     (64, True): _tiles((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
     (128, False): _tiles((128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
     (128, True): _tiles((64, 64, 4, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
     (256, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
     (256, True): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+}
+_HALF_HOPPER = {
+    # Up to 32 columns the forward kernel takes 32 keys: with more, tiles of K and V may have different swizzles, and ptxas 12.8
+    # miscompiles that where keys lie along N in memory (tests/kernels/test_compiles.py).
+    (16, False): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
+    (16, True): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
+    (32, False): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
+    (32, True): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
+    (64, False): _tiles((64, 128, 4, 2), (64, 128, 8, 3), (64, 64, 4, 2)),
+    (64, True): _tiles((64, 128, 4, 2), (64, 128, 8, 3), (64, 64, 4, 3)),
+    (128, False): _tiles((128, 64, 4, 2), (64, 128, 8, 3), (128, 32, 8, 3)),
+    (128, True): _tiles((128, 64, 4, 2), (64, 128, 8, 3), (128, 64, 8, 3)),
+    (256, False): _tiles((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
+    (256, True): _tiles((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
 }
 _SINGLE = {
     (16, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
@@ -123,18 +137,33 @@ _DOUBLE = {
     (256, False): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
     (256, True): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
 }
-_NVIDIA = {torch.float16: _HALF, torch.bfloat16: _HALF, torch.float32: _SINGLE, torch.float64: _DOUBLE}
-_INTERPRETER = {(head_dim, causal): _tiles((32, 32), (32, 32), (32, 32)) for head_dim, causal in _HALF}
+_SPLIT_64 = _tiles((128, 32, 4, 2), (16, 64, 4, 1), (64, 32, 4, 1))
+_SPLIT_128 = _tiles((64, 32, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1))
+_SPLIT_256 = _tiles((64, 32, 4, 1), (16, 32, 8, 1), (32, 32, 8, 1))
+_SPLIT = {
+    (head_dim, causal): tiles
+    for head_dim, tiles in zip(HEAD_DIMS, (_SPLIT_64, _SPLIT_64, _SPLIT_64, _SPLIT_128, _SPLIT_256), strict=True)
+    for causal in (False, True)
+}
+"""float32 whose products are made of several products of shorter formats."""
+
+_SMALL = {torch.float16: _HALF_SMALL, torch.bfloat16: _HALF_SMALL, torch.float32: _SINGLE, torch.float64: _DOUBLE}
+_HOPPER = {**_SMALL, torch.float16: _HALF_HOPPER, torch.bfloat16: _HALF_HOPPER}
+_INTERPRETER = {(head_dim, causal): _tiles((32, 32), (32, 32), (32, 32)) for head_dim, causal in _SINGLE}
 
 LARGEST_DOUBLE_BYTES = 165_888
 """Shared memory of the dK/dV kernel in float64 at the largest head size (as compiled: tests/kernels/test_compiles.py)."""
 
 TABLES: dict[str, dict[torch.dtype, dict[tuple[int, bool], Tiles]]] = {
-    "interpreter": dict.fromkeys(_NVIDIA, _INTERPRETER),
-    "sm80": _NVIDIA,
-    "sm90": _NVIDIA,
+    "interpreter": dict.fromkeys(_SMALL, _INTERPRETER),
+    "sm80": _SMALL,
+    "sm90": _HOPPER,
+    "sm120": _SMALL,
 }
-"""architecture -> dtype -> (padded head size, causal) -> tiles."""
+"""architecture -> dtype -> (padded head size, causal) -> tiles. 8.0 and 12.0 begin families with 99 KiB of shared memory."""
+
+SPLIT_TABLES: dict[str, dict[tuple[int, bool], Tiles]] = {**dict.fromkeys(TABLES, _SPLIT), "interpreter": _INTERPRETER}
+"""architecture -> (padded head size, causal) -> tiles, of float32 in precisions other than "ieee"."""
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -159,8 +188,8 @@ def architecture(device: torch.device) -> str:
     return f"sm{older[-1]}"
 
 
-def tiles_for(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool) -> Tiles:
-    """The tiles that the kernels use for this device, dtype, head size and visibility.
+def tiles_for(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, precision: str = "ieee") -> Tiles:
+    """The tiles that the kernels use for this device, dtype, head size, visibility and precision of float32 products.
 
     Raises:
         ValueError: if the device is older than every table.
@@ -169,14 +198,16 @@ def tiles_for(device: torch.device, dtype: torch.dtype, head_dim: int, causal: b
     refusal = unavailable(device, dtype, head_dim)
     if refusal is not None:
         raise NotImplementedError(refusal)
-    return TABLES[architecture(device)][dtype][padded_head_dim(head_dim), causal]
+    name = architecture(device)
+    table = SPLIT_TABLES[name] if dtype == torch.float32 and precision != "ieee" else TABLES[name][dtype]
+    return table[padded_head_dim(head_dim), causal]
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why a device has no tiles for a dtype and head size, or None.
 
-    Every entry fits the 99 KiB of the smallest devices of compute capability 8.0 and newer, but one: four float64 tiles of
-    16 x 256 do not.
+    Every entry fits the devices that its table is for, with 99 KiB of shared memory (9.0 and 10.0: 227 KiB), but one: four
+    float64 tiles of 16 x 256 do not.
     """
     if INTERPRETED or dtype != torch.float64 or padded_head_dim(head_dim) < HEAD_DIMS[-1]:
         return None

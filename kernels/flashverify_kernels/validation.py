@@ -11,7 +11,8 @@ from flashverify_kernels.tiles import Tiles
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_HEAD_DIM = 256
-PRECISIONS = ("ieee", "tf32")
+PRECISIONS = ("ieee", "bf16x6", "tf32x3", "tf32")
+"""Of float32 products, from the most faithful to the fastest; flashverify_kernels.api says what each is."""
 
 _SINGLE = torch.finfo(torch.float32)
 SCALE_RANGE = {
@@ -183,9 +184,9 @@ def check_window(name: str, value: object) -> None:
 def check_precision(name: str, value: object) -> None:
     """Raise unless the value names a precision of float32 products."""
     if not isinstance(value, str):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are {' and '.join(PRECISIONS)}")
+        raise TypeError(f"{name}: got {_shown(value)}, accepted are {', '.join(PRECISIONS)}")
     if value not in PRECISIONS:
-        raise ValueError(f"{name}: got {value!r}, accepted are {' and '.join(PRECISIONS)}")
+        raise ValueError(f"{name}: got {value!r}, accepted are {', '.join(PRECISIONS)}")
 
 
 def check_tiles(name: str, value: object) -> list[int] | None:

@@ -106,3 +106,14 @@ def test_a_scale_that_the_kernels_refuse_is_declined(dtype, scale, declined):
     reason = TritonKernel(CPU).declines(case_of(dtype, scale=scale))
     assert (reason is not None) is declined
     assert reason is None or f"scale {scale}" in reason
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("precision", ["ieee", "bf16x6"])
+def test_what_is_timed_is_what_a_user_calls(causal, precision):
+    """`attend` gives the bits of the operator that is certified; the interpreter knows one precision."""
+    kernel = TritonKernel(CPU)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 17, 8, generator=generator) for _ in range(3))
+    expected, _ = torch.ops.flashverify_kernels.attention(q, k, v, 8**-0.5, 0 if causal else None, "ieee", None)
+    assert torch.equal(kernel.attend(q, k, v, causal, precision=precision), expected)

@@ -1,25 +1,33 @@
 """Compile the kernels for a GPU that is not there, and print what each needs.
 
-    python -m tests.kernels.compile_without_gpu 90 fp16:64:1
+    python -m tests.kernels.compile_without_gpu 90 fp16:64:1 bf16:24:0:keys-along-n
 
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
-warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal triples.
+warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
+not contiguous: a name of LAYOUTS or MIXED; "descriptors" stands for contiguous tensors that are loaded by tensor descriptors.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import subprocess
 import sys
+import tempfile
 
 os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
+import triton
+from flashverify_kernels import launch as launching
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
-from flashverify_kernels.tiles import TABLES
+from flashverify_kernels.tiles import TABLES, padded_head_dim
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
+
+from tests.kernels.uniform_registers import stray_descriptors
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -43,35 +51,62 @@ class StandIn:
         return torch.device("cpu")
 
 
-def compile_entry(capability: int, dtype: str, head_dim: int, causal: bool) -> dict[str, int]:
-    """Kernel name -> bytes of shared memory, for one entry of the tile table."""
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "descriptors": lambda x: x,
+    "rows-apart": lambda x: torch.zeros(*x.shape[:3], x.shape[3] + 1, dtype=x.dtype)[..., :-1],
+    "every-other": lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2],
+    "along-n": lambda x: x.mT.contiguous().mT,
+}
+MIXED = {"keys-along-n": ("contiguous", "along-n", "contiguous", "contiguous")}
+"""Layouts of q, k, v and dO that differ."""
+
+
+def machine_code(compiled: triton.compiler.CompiledKernel) -> str:
+    """The SASS of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def compile_entry(
+    capability: int, dtype: str, head_dim: int, causal: bool, layout: str = "contiguous"
+) -> tuple[dict[str, int], dict[str, int]]:
+    """For one entry of the tile table: kernel name -> bytes of shared memory, and -> stray descriptors."""
     needs: dict[str, int] = {}
+    stray: dict[str, int] = {}
     launch = jit.JITFunction.run
 
     def warm_up(kernel, *arguments, grid, warmup, **options):
         compiled = launch(kernel, *arguments, grid=grid, warmup=True, **options)
         needs[kernel.__name__] = compiled.metadata.shared
+        stray[kernel.__name__] = len(stray_descriptors(machine_code(compiled)))
         return compiled
 
     jit.JITFunction.run = warm_up
+    launching.DESCRIPTOR_PRODUCTS = 0 if layout == "descriptors" else math.inf
     try:
         torch_dtype = DTYPES[dtype]
-        tiles = TABLES[f"sm{capability}"][torch_dtype][max(16, 1 << (head_dim - 1).bit_length()), causal]
-        q, k, v, dout = (torch.zeros(1, 2, 64, head_dim, dtype=torch_dtype) for _ in range(4))
+        tiles = TABLES[f"sm{capability}"][torch_dtype][padded_head_dim(head_dim), causal]
+        shape = (1, 2, 64, head_dim)
+        layouts = MIXED.get(layout, (layout,) * 4)
+        q, k, v, dout = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name in layouts)
         offset = 0 if causal else None
         out, lse = attention_forward(q, k, v, 0.5, offset, "ieee", tiles.forward)
         attention_backward(dout, lse, q, k, v, out, lse, 0.5, offset, "ieee", tiles.dkdv, tiles.dq)
     finally:
         jit.JITFunction.run = launch
-    return needs
+    return needs, stray
 
 
 def main(capability: str, *entries: str) -> None:
     driver.set_active(StandIn(int(capability)))
     for entry in entries:
-        dtype, head_dim, causal = entry.split(":")
-        needs = compile_entry(int(capability), dtype, int(head_dim), causal == "1")
-        print(json.dumps({"entry": entry, "shared": needs}), flush=True)
+        dtype, head_dim, causal, *layout = entry.split(":")
+        needs, stray = compile_entry(int(capability), dtype, int(head_dim), causal == "1", *layout)
+        print(json.dumps({"entry": entry, "shared": needs, "stray": stray}), flush=True)
 
 
 if __name__ == "__main__":

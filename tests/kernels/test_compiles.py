@@ -1,4 +1,7 @@
-"""The kernels compile for GPUs that are not here, and fit their shared memory: the interpreter tests the algebra alone."""
+"""The kernels compile for GPUs that are not here, fit their shared memory, and give matrix units no other descriptors than its.
+
+The interpreter tests the algebra alone.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ SHARED_MEMORY = {"90": 227 * 1024, "80": 163 * 1024}
 """Bytes of shared memory that a block may have (CUDA C++ Programming Guide, specifications per compute capability)."""
 
 ENTRIES = {
-    "90": ("fp16:64:1", "bf16:128:0", "fp32:64:1", "fp64:256:0"),
+    "90": ("fp16:64:1", "bf16:128:0", "bf16:128:1:descriptors", "bf16:256:0:descriptors", "fp32:64:1", "fp64:256:0"),
     "80": ("bf16:128:1", "fp64:256:0"),
 }
 KERNELS = {"forward_kernel", "delta_kernel", "dkdv_kernel", "dq_kernel"}
 
 
-def compile_entries(capability: str, entries: tuple[str, ...], cache: Path) -> dict[str, dict[str, int]]:
+def compile_entries(capability: str, entries: tuple[str, ...], cache: Path, what: str = "shared") -> dict[str, dict[str, int]]:
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
     finished = subprocess.run(
@@ -33,7 +36,7 @@ def compile_entries(capability: str, entries: tuple[str, ...], cache: Path) -> d
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    return {line["entry"]: line["shared"] for line in map(json.loads, finished.stdout.splitlines())}
+    return {line["entry"]: line[what] for line in map(json.loads, finished.stdout.splitlines())}
 
 
 @pytest.mark.slow
@@ -58,3 +61,17 @@ def test_kernels_compile_and_fit(capability: str, tmp_path: Path) -> None:
 def test_an_unknown_entry_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="KeyError"):
         compile_entries("90", ("fp8:64:1",), tmp_path)
+
+
+LAYOUTS_AT_24 = ("contiguous", "descriptors", "rows-apart", "every-other", "along-n", "keys-along-n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head_dim", "layout"), [(8, "keys-along-n"), (64, "keys-along-n"), *((24, x) for x in LAYOUTS_AT_24)])
+def test_descriptors_come_from_shared_memory(head_dim: int, layout: str, tmp_path: Path) -> None:
+    """On an H200, D = 24 with keys along N in memory ended in an illegal memory access: ptxas had formed a descriptor of V from
+    a uniform register that nothing had written. It does so where K's and V's tiles lie in one place with different swizzles."""
+    entries = tuple(f"bf16:{head_dim}:{causal}:{layout}" for causal in (0, 1))
+    for stray in compile_entries("90", entries, tmp_path, "stray").values():
+        assert stray.keys() == KERNELS
+        assert not any(stray.values()), stray

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from flashverify_kernels import TileConfig, Tiles, tiles
-from flashverify_kernels.tiles import HEAD_DIMS, TABLES, architecture, padded_head_dim, tiles_for
+from flashverify_kernels.tiles import HEAD_DIMS, SPLIT_TABLES, TABLES, architecture, padded_head_dim, tiles_for
 
 from tests.kernels.reference import attention
 from tests.kernels.support import DTYPES, RESULTS, draw, run
@@ -26,6 +26,20 @@ def test_a_table_has_every_row(name: str) -> None:
             for tile in (row.forward, row.dkdv, row.dq):
                 assert isinstance(tile, TileConfig)
                 assert max(tile.block_m, tile.block_n) * max(head_dim, tile.block_m, tile.block_n) <= LARGEST_TENSOR
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_float32_in_other_precisions_has_every_row(name: str) -> None:
+    assert set(SPLIT_TABLES[name]) == KEYS
+    assert set(SPLIT_TABLES) == set(TABLES)
+
+
+def test_precision_chooses_the_table_of_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "architecture", lambda _: "sm90")
+    device = torch.device("cuda", 0)
+    assert tiles_for(device, torch.float32, 64, False) == TABLES["sm90"][torch.float32][64, False]
+    assert tiles_for(device, torch.float32, 64, False, "bf16x6") == SPLIT_TABLES["sm90"][64, False]
+    assert tiles_for(device, torch.bfloat16, 64, False, "bf16x6") == TABLES["sm90"][torch.bfloat16][64, False]
 
 
 def test_tables_by_name() -> None:

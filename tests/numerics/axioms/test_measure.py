@@ -14,14 +14,14 @@ from tests.numerics.axioms.fakes import FakeDevice
 from tests.numerics.axioms.test_functions import cubic
 
 SECONDS = {"interpreter": 10.0, "gpu": 60.0}
-"""How long a measurement may take."""
+"""Processor time that a measurement may take, all threads together."""
 
 
 @pytest.fixture(scope="module")
 def measured(device):
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: the machine may be shared
     found = measure.measure(device)
-    assert time.perf_counter() - started < SECONDS[found.lane]
+    assert time.process_time() - started < SECONDS[found.lane]
     return found
 
 

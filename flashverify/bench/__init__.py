@@ -1,0 +1,1 @@
+"""How fast our kernels are beside their peers, on this machine's GPU: only once they are certified on it."""

@@ -1,0 +1,52 @@
+"""A debug mode: the same kernels with their final rounding left out, so that what they compute is seen as it is.
+
+out and the gradients are stored in the accumulator's dtype, float32. The backward kernels still take out as users get it,
+rounded: they are the functions that users run, seen before their last cast.
+"""
+
+import torch
+
+from flashverify_kernels.backward import attention_backward
+from flashverify_kernels.forward import attention_forward
+from flashverify_kernels.tiles import tiles_for
+
+
+def unrounded_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    scale: float,
+    causal_offset: int | None,
+    precision: str = "ieee",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Forward and backward with float32 outputs.
+
+    Args:
+        q: (B, Hq, Nq, D), float16 or bfloat16, any strides.
+        k: (B, Hkv, Nk, D), any strides; Hq is a multiple of Hkv.
+        v: shaped like k, any strides.
+        dout: cotangent of out, (B, Hq, Nq, D), any strides.
+        dlse: cotangent of lse, (B, Hq, Nq), or None.
+        scale: softmax scale.
+        causal_offset: query i sees keys 0 .. i + causal_offset; None: all keys.
+        precision: Triton's input precision of float32 products.
+
+    Returns:
+        out, lse, dq, dk, dv, all float32.
+
+    Raises:
+        ValueError: if q is neither float16 nor bfloat16: other dtypes have no final rounding to leave out.
+    """
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"q: got {q.dtype}, accepted are torch.float16 and torch.bfloat16")
+    tiles = tiles_for(q.device, q.dtype, q.shape[3], causal_offset is not None, precision)
+    with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
+        forward = (q, k, v, scale, causal_offset, precision, tiles.forward)
+        seen, _ = attention_forward(*forward, output_dtype=torch.float32)
+        out, lse = attention_forward(*forward)
+        gradients = attention_backward(
+            dout, dlse, q, k, v, out, lse, scale, causal_offset, precision, tiles.dkdv, tiles.dq, output_dtype=torch.float32
+        )
+    return seen, lse, *gradients
