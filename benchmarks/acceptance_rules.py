@@ -68,6 +68,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", default=list(CASES))
+    parser.add_argument("--defect", nargs="+", default=["none", *(mutant.name for mutant in ROUNDING)], help="only these")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     device = torch.device(enter_lane("auto").device)
@@ -79,7 +80,7 @@ def main() -> None:
     for case in map(AttentionCase.from_id, asked.case):
         inputs = Examination(load("triton", device), case).inputs
         reference, same = plain(case, inputs, torch.float32), plain(case, inputs, inputs.q.dtype)
-        for name in ("none", *(mutant.name for mutant in ROUNDING)):
+        for name in asked.defect:
             kernel = load("triton" if name == "none" else f"mutant:{name}", device)
             record = examine_with(kernel, case, tuple(TIERS), arithmetic)
             doubled, close = verdicts(kernel.run(case, inputs), reference, same)
