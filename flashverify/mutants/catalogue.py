@@ -6,6 +6,7 @@ import torch
 
 from flashverify.adapters.triton import TritonKernel
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
+from flashverify.mutants.rounding import ROUNDING
 
 _ALL = (
     Mutant(
@@ -90,7 +91,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in _ALL}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *ROUNDING)}
 """Every mutant by name."""
 
 

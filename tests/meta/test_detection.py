@@ -26,13 +26,34 @@ SEEN_BY = {
 }
 """Mutant -> case, the tensor with the largest excess, and the checks that fail."""
 
+TIERS = ("accuracy", "sharp", "distribution")
+
+ROUNDED = "bf16_b1_h1x1_n128x144_d64_full_normal_contiguous_s0"
+SMALL = "bf16_b1_h1x1_n128x144_d64_full_small-gradient_contiguous_s0"
+
+ROUNDING_SEEN_BY = {
+    "p-truncated": (ROUNDED, {"distribution"}),
+    "out-accumulated-in-bf16": (ROUNDED, {"sharp", "distribution"}),
+    "row-sum-in-bf16": (ROUNDED, {"accuracy", "sharp", "distribution"}),
+    "q-prescaled-in-bf16": (ROUNDED, {"accuracy", "sharp", "distribution"}),
+    "log2e-typed": (ROUNDED, {"accuracy", "sharp", "distribution"}),
+    "exp2-cubic": (ROUNDED, {"accuracy", "sharp"}),
+    "ds-truncated": (ROUNDED, {"distribution"}),
+    "lse-off": (ROUNDED, {"distribution"}),
+    "delta-missing-in-a-row": (ROUNDED, {"accuracy", "sharp", "distribution"}),
+    "ds-in-fp16": (SMALL, {"accuracy", "sharp", "distribution"}),
+    "dq-accumulated-in-bf16": (ROUNDED, {"accuracy", "sharp", "distribution"}),
+}
+"""Defect of rounding -> case, and the checks that fail in the interpreter; tiles of a GPU are larger, and hide less or more."""
+
 
 def examine(kernel_name, case_id, device):
     return examine_with(load(kernel_name, device), AttentionCase.from_id(case_id), tuple(all_checks()))
 
 
 def test_every_mutant_is_expected_to_be_seen():
-    assert SEEN_BY.keys() == MUTANTS.keys()
+    assert SEEN_BY.keys() | ROUNDING_SEEN_BY.keys() == MUTANTS.keys()
+    assert not SEEN_BY.keys() & ROUNDING_SEEN_BY.keys()
 
 
 @pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING])
@@ -51,3 +72,27 @@ def test_a_planted_defect_is_seen(name, device):
     failed = [m for result in record.results for m in result.measurements if m.violations]
     assert tensor in {m.tensor for m in failed}
     assert record.reason.startswith(f"{tensor} (")
+
+
+@pytest.mark.parametrize("case_id", [ROUNDED, SMALL])
+def test_the_healthy_kernel_passes_every_tier(case_id, device):
+    record = examine("triton", case_id, device)
+    assert record.verdict is Verdict.PASS, record.reason
+    assert {result.check for result in record.results if result.verdict is Verdict.PASS} >= {
+        "accuracy",
+        "sharp",
+        "distribution",
+    }
+
+
+@pytest.mark.parametrize("name", ROUNDING_SEEN_BY)
+def test_a_defect_of_rounding_is_seen(name, device):
+    case_id, checks = ROUNDING_SEEN_BY[name]
+    record = examine_with(load(f"mutant:{name}", device), AttentionCase.from_id(case_id), TIERS)
+    failed = {result.check for result in record.results if result.verdict is Verdict.FAIL}
+    assert failed == checks if device.type == "cpu" else failed
+
+
+def test_the_sharp_tiers_see_what_the_hard_budget_cannot():
+    alone = {name for name, (_, checks) in ROUNDING_SEEN_BY.items() if "accuracy" not in checks}
+    assert alone == {"p-truncated", "out-accumulated-in-bf16", "ds-truncated", "lse-off"}

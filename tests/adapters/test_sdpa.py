@@ -1,0 +1,58 @@
+"""torch's own attention backends: what they decline, what is stated of their arithmetic, and that they fit it on a GPU."""
+
+import pytest
+import torch
+
+from flashverify.adapters import registry
+from flashverify.adapters.sdpa import BACKENDS, SdpaKernel
+from flashverify.campaign.worker import examine_with
+from flashverify.cases.case import AttentionCase
+from flashverify.numerics.formats import BF16, FP32
+from flashverify.records.measurement import Verdict
+
+CASE = AttentionCase(dtype="bf16", seqlen_q=512, seqlen_k=512, head_dim=64)
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"dtype": "fp32"}, "fp32"),
+        ({"heads_q": 4, "heads_kv": 2}, "grouped heads"),
+        ({"lse_grad": True}, "gradient of lse"),
+        ({"mask": "causal", "seqlen_k": 513}, "bottom-right causal mask with seqlen_q != seqlen_k"),
+        ({"head_dim": 60}, "head size that is no multiple of 8, or above 128"),
+        ({"seqlen_q": 0}, "empty sizes"),
+        ({"scale": -1.0}, "scale that is not positive"),
+        ({"layout": "offset"}, "layout offset"),
+    ],
+)
+def test_what_backends_decline(changes, reason):
+    assert SdpaKernel("flash", CUDA).declines(CASE.replace(**changes)) == reason
+
+
+def test_the_contract_leaves_the_walk_open(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    for backend in BACKENDS:
+        contract = SdpaKernel(backend, CUDA).contract(CASE)
+        assert (contract.storage, contract.probability, contract.accumulator) == (BF16, BF16, FP32)
+        assert (contract.block_k, contract.block_k_exact, contract.exponent) == (16, False, "fused")
+        assert contract.score_gradient_of_rounded is (backend == "efficient")
+        assert contract.score_gradient_scaled is (backend != "flash")
+
+
+def test_bad_names_and_machines_are_refused():
+    with pytest.raises(ValueError, match="kernel: got 'sdpa:math', accepted are sdpa:flash, sdpa:cudnn, sdpa:efficient"):
+        registry.load("sdpa:math", CUDA)
+    with pytest.raises(ValueError, match="kernel: got 'sdpa:flash' without a GPU"):
+        registry.load("sdpa:flash", torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_fits_its_contract(backend):
+    kernel = SdpaKernel(backend, CUDA)
+    record = examine_with(kernel, CASE, ("accuracy", "sharp", "distribution"))
+    assert record.verdict is Verdict.PASS, record.reason
+    assert "inferred" in record.configuration["walk"]
