@@ -53,7 +53,7 @@ class Moments:
 
     @property
     def exponential_mean(self) -> float:
-        """Largest size of the mean relative error of one exponential."""
+        """Largest size of the mean relative error of one exponential: all that are far from exp2(0) have it in common."""
         mean = self.contract.exp2_ulps if self.contract.exp2_mean_ulps is None else abs(self.contract.exp2_mean_ulps)
         return 2.0 * self.unit * mean * INVERSE_SIGNIFICAND
 

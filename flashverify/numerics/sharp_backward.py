@@ -184,7 +184,8 @@ class _Gradient:
             ds=ds,
             weight_variance=torch.where(seen, weight_variance, 0.0),
             ds_variance=torch.where(seen, ds_variance, 0.0),
-            weight_bias=score_shrinkage(tile, moments) + take(rows.lse_bias)[..., None],
+            # a fraction that is close to 0 does not have the mean error of all fractions
+            weight_bias=score_shrinkage(tile, moments) + take(rows.lse_bias)[..., None] + moments.exponential_mean * (p > 0.5),
             ds_bias=p * dp_bias,
             vanished_p=torch.where(moments.vanishing(contract.probability, p), p, 0.0),
             vanished_ds=torch.where(moments.vanishing(contract.score_gradient, ds.abs(), factor), ds, 0.0),

@@ -116,6 +116,12 @@ class _Rows:
         return math.log2(max(block, 2)) + 2.0 * blocks
 
     @property
+    def near(self) -> torch.Tensor:
+        """Which weights are exp2 of a number in (-1, 0): close to 0 its mean error is not that of all fractions."""
+        distance = self.walked.maximum - self.tile.logit
+        return self.tile.seen & (distance > 0.0) & (distance < LN2)
+
+    @property
     def multiplier(self) -> torch.Tensor:
         """What a relative error of the logit multiplier is multiplied by in a weight: natural units."""
         return self.gap if self.moments.contract.exponent == "shifted" else self.tile.logit.masked_fill(~self.tile.seen, 0.0)
@@ -157,6 +163,7 @@ def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         variance = variance + _rescaling_variance(row, out)
     bias = moments.dot_bias(out.abs(), tile.lengths) + (vanished @ values).abs()
     bias = bias + moments.exponential_mean * centred_mean(row.p * row.exponentials, values, out).abs()
+    bias = bias + moments.exponential_mean * centred_sum(row.p * row.near, values, out)
     bias = bias + moments.multiplier * centred_mean(row.p * row.multiplier, values, out).abs()
     if row.shrinkage.any():
         bias = bias + centred_sum(row.p * row.shrinkage, values, out)

@@ -114,14 +114,18 @@ def test_the_rounded_constant_log2e_is_a_bias_of_the_backward_pass(exponent: str
 
 
 def test_the_mean_error_of_the_exponential_does_not_add_up_in_magnitude() -> None:
-    """All weights have it in common: it cancels in out, and scales gradients. It was counted by sums of magnitudes."""
+    """Weights have it in common: it cancels in out, and scales gradients. It was counted by sums of magnitudes.
+
+    Those above half of the maximum need not have it: an H200's exp2 errs by -0.63 ulp in the mean, but by -0.44 to 0.08 near 0.
+    """
     case = SINGLE.replace(seqlen_k=256)
     options = HONEST["fp32"]
     without, with_mean = (looked_at(case, options, exp2_mean_ulps=mean) for mean in (0.0, -0.5))
     for tensor in ("dq", "dk", "dv"):
         added = with_mean[tensor].spread.bias - without[tensor].spread.bias
         assert torch.allclose(added, 0.5 * 2.0**-23 * 0.7213 * with_mean[tensor].truth.abs(), rtol=1e-3)
-    assert (with_mean["out"].spread.bias - without["out"].spread.bias).mean() < 1e-8
+    added = with_mean["out"].spread.bias - without["out"].spread.bias
+    assert float(added.mean()) < 0.2 * 0.5 * 2.0**-23 * 0.7213
 
 
 def test_dk_has_errors_that_all_keys_share() -> None:
