@@ -144,7 +144,7 @@ def markdown(where: dict[str, object], rows: list[Row]) -> str:
     lines = [
         f"{where['kernel']} on {where['device']}, torch {where['torch']}, {where['arithmetic']} constants: "
         f"{len(judged)} tensors with scores of {len({row['case'] for row in rows})} cases, "
-        f"{sum(bool(row['defects']) for row in judged)} outside of their range.",
+        f"{sum(bool(row['defects']) for row in judged)} outside of their range, in {where['seconds']} s.",
         "",
         "| dtype | regime, mask | tensor | tensors | rms(z): mean | least | most | sd | largest \\|t\\| | \\|t_sign\\| "
         "| share of limits | largest T2 |",
@@ -191,8 +191,8 @@ WIDTH, HEIGHT, MARGIN = 440.0, 380.0, 60.0
 
 
 def figure(where: dict[str, object], rows: list[Row]) -> str:
-    """Left: measured against predicted rms error, one mark a tensor of a case. Right: their quotient."""
-    points = [row for row in rows if "measured" in row and row["predicted"] > 0.0 and row["measured"] > 0.0]
+    """Left: measured against predicted rms error, one mark a tensor of one size, over all seeds. Right: their quotient."""
+    points = [row for row in _over_seeds(rows) if row["predicted"] > 0.0 and row["measured"] > 0.0]
     if not points:
         return '<svg xmlns="http://www.w3.org/2000/svg"/>\n'
     logs = [math.log10(row[name]) for row in points for name in ("predicted", "measured")]
@@ -232,6 +232,14 @@ def figure(where: dict[str, object], rows: list[Row]) -> str:
         parts.append(_mark(x, 0.5 * MARGIN, tensor, colour))
         parts.append(f'<text x="{x + 10:g}" y="{0.5 * MARGIN + 4.5:g}">{label}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _over_seeds(rows: list[Row]) -> Iterator[Row]:
+    """Rows that differ in their seed alone as one."""
+    described = ("dtype", "regime", "mask", "seqlen_k", "head_dim", "tensor", "mode")
+    for key, group in _grouped([row for row in rows if "measured" in row], *described):
+        sizes = {name: math.sqrt(sum(row[name] ** 2 for row in group) / len(group)) for name in ("predicted", "measured")}
+        yield dict(zip(described, key, strict=True)) | sizes
 
 
 def _frame(left: float, name: str, low: int, high: int, ticks: list[tuple[float, str]]) -> list[str]:
