@@ -150,12 +150,12 @@ def markdown(where: dict[str, object], rows: list[Row]) -> str:
         "| share of limits | largest T2 |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (dtype, regime, mask, tensor), group in _grouped(judged, "dtype", "regime", "mask", "tensor"):
+    for (dtype, regime, mask, tensor, mode), group in _grouped(judged, "dtype", "regime", "mask", "tensor", "mode"):
         rms = torch.tensor([row["rms"] for row in group], dtype=torch.float64)
         deviation = float(rms.std()) if len(group) > 1 else math.nan
         used = max(max(abs(row["t"]) / row["largest_t"], abs(row["t_sign"]) / row["largest_t_sign"]) for row in group)
         lines.append(
-            f"| {dtype} | {regime}, {mask} | {tensor} ({group[0]['mode']}) | {len(group)} "
+            f"| {dtype} | {regime}, {mask} | {tensor} ({mode}) | {len(group)} "
             f"| {float(rms.mean()):.3f} | {float(rms.min()):.3f} | {float(rms.max()):.3f} | {deviation:.3f} "
             f"| {max(abs(row['t']) for row in group):.1f} | {max(abs(row['t_sign']) for row in group):.1f} "
             f"| {used:.2f} | {max(row['sharp'] for row in group):.2f} |"
@@ -163,7 +163,7 @@ def markdown(where: dict[str, object], rows: list[Row]) -> str:
     lines += ["", "Measured / predicted rms error, over all seeds, masks and regimes:", ""]
     lines += ["| N | D | " + " | ".join(f"{dtype} {tensor}" for dtype in DTYPES for tensor in TENSORS) + " |"]
     lines.append("|---|---|" + "---|" * (len(DTYPES) * len(TENSORS)))
-    for (length, head_dim), group in _grouped([row for row in rows if "measured" in row], "seqlen_k", "head_dim"):
+    for (length, head_dim), group in _grouped(_rounded(rows), "seqlen_k", "head_dim"):
         quotients = {key: _quotient(part) for key, part in _grouped(group, "dtype", "tensor")}
         cells = [quotients.get((dtype, tensor), "–") for dtype in DTYPES for tensor in TENSORS]
         lines.append(f"| {length} | {head_dim} | " + " | ".join(cells) + " |")
@@ -172,6 +172,11 @@ def markdown(where: dict[str, object], rows: list[Row]) -> str:
     for (tensor,), group in _grouped([{"tensor": "all of a case"} | row for row in left_out], "tensor"):
         lines.append(f"- {tensor}, {len(group)} times: {group[0]['unsupported']}")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _rounded(rows: list[Row]) -> list[Row]:
+    """Rows of tensors as they are stored."""
+    return [row for row in rows if "measured" in row and row["mode"] != "unrounded"]
 
 
 def _quotient(group: list[Row]) -> str:

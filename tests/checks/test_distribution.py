@@ -129,7 +129,7 @@ def test_shared_errors_widen_the_limits(out: View) -> None:
     half = dataclasses.replace(out.spread, shared=math.sqrt(0.5) * out.spread.size(out.truth, out.stored))
     shared = statistics(dataclasses.replace(out, spread=half), CONTRACT)
     explained = plain.largest_t - quantile(96, SHARE)
-    assert shared.largest_t - explained == pytest.approx(quantile(96, SHARE) * math.sqrt(1.0 + 96 / 2))
+    assert shared.largest_t - explained == pytest.approx(quantile(96, SHARE) * math.sqrt(1.0 + 96 / 2), rel=2.0**-20)
     assert shared.largest_rms > plain.largest_rms
 
 
