@@ -77,10 +77,24 @@ def not_generic(view: View) -> str | None:
     )
     if not uneven <= limit:
         return "the true values themselves lie unevenly between the format's numbers"
-    explained = by_row(view.spread.bias / view.spread.size(view.truth, view.stored))
+    size = by_row(view.spread.size(view.truth, view.stored))
+    if not bool(size[present].isfinite().all()):
+        return "the model gives no deviation"
+    explained = by_row(view.spread.bias) / size
     if not Clustered.of(explained, present).mean <= LARGEST_EXPLAINED:
         return "what is common to all errors may be larger than their deviation"
     return None
+
+
+def _shared(view: View, size: torch.Tensor, present: torch.Tensor) -> float:
+    """Share of the errors' variance that all rows have in common.
+
+    With a share f, the mean over n rows varies 1 + n·f times as much as independent rows say, at most, and the mean square by
+    sqrt(2)·f besides (if all that is shared is one number).
+    """
+    if view.spread.shared is None:
+        return 0.0
+    return Clustered.of((by_row(view.spread.shared) / size).square(), present).mean
 
 
 def statistics(view: View, contract: Contract) -> Distribution:
@@ -94,8 +108,11 @@ def statistics(view: View, contract: Contract) -> Distribution:
     limit = quantile(squares.rows, SHARE)
     accuracy = accuracy_of_model(view.tensor, contract)
     bias_squared = Clustered.of((by_row(view.spread.bias) / size).square(), present).mean
-    largest = accuracy.largest**2 + bias_squared + 2.0 * accuracy.largest * math.sqrt(bias_squared) + limit * squares.error
-    smallest = max(accuracy.smallest**2 - limit * squares.error, 0.0)
+    shared = _shared(view, size, present)
+    noise = limit * (squares.error + math.sqrt(2.0) * shared)
+    largest = accuracy.largest**2 + bias_squared + 2.0 * accuracy.largest * math.sqrt(bias_squared) + noise
+    smallest = max(accuracy.smallest**2 - noise, 0.0)
+    limit = limit * math.sqrt(1.0 + squares.rows * shared)
     return Distribution(
         tensor=view.tensor,
         mode=view.mode,

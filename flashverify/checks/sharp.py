@@ -28,12 +28,13 @@ def sharp(examination: Examination) -> CheckResult | None:
         return CheckResult(check="sharp", verdict=Verdict.UNSUPPORTED, reason=reason)
     case, contract = examination.case, examination.walked
     judged = [view for view in views(examination) if inapplicable_to(view.tensor, case, contract) is None]
-    measurements = [measure_sharply(_compared(view)) for view in judged]
+    measurements = [measure_sharply(compared(view)) for view in judged]
     verdict, reason = judge(measurements)
     return CheckResult(check="sharp", verdict=verdict, reason=reason, sharp=tuple(measurements))
 
 
-def _compared(view: View) -> Comparison:
+def compared(view: View) -> Comparison:
+    """A tensor beside its sharp budget; where any error is one, the budget is 0."""
     allowed = view.spread.allowed(view.truth, view.stored, factor(view.truth.numel(), SHARE))
     return Comparison(
         tensor=view.tensor,

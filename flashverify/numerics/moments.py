@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from flashverify.numerics.coefficients import Coefficients
-from flashverify.numerics.contract import Contract, TensorCore
-from flashverify.numerics.formats import Format
+from flashverify.numerics.contract import LOG2E, Contract, TensorCore
+from flashverify.numerics.formats import FP32, Format
 
 ROUNDING = 1.0 / (8.0 * math.log(2.0))
 """Variance of the relative error of a rounding to nearest, in u²: E[(1/m)²]/3 for a log-uniform significand m in [1, 2)."""
@@ -53,7 +53,7 @@ class Moments:
 
     @property
     def exponential_mean(self) -> float:
-        """Largest size of the mean relative error of one exponential."""
+        """Largest size of the mean relative error of one exponential: all that are far from exp2(0) have it in common."""
         mean = self.contract.exp2_ulps if self.contract.exp2_mean_ulps is None else abs(self.contract.exp2_mean_ulps)
         return 2.0 * self.unit * mean * INVERSE_SIGNIFICAND
 
@@ -67,13 +67,21 @@ class Moments:
         """Largest relative error of the logit multiplier, or of the scale: the same for every logit, so a bias."""
         return self.contract.scale_roundings * self.unit
 
+    @property
+    def conversion(self) -> float:
+        """Relative error of the constant log2(e) in the accumulator's format: the same for all that it is multiplied with."""
+        if self.contract.accumulator.precision > FP32.precision:
+            return self.unit
+        return abs(float(torch.tensor(LOG2E, dtype=torch.float64).float()) / LOG2E - 1.0)
+
     def dot(self, squares: torch.Tensor, value: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
         """Variance of a dot product of that length.
 
         Partial sums are a random walk plus a drift: the mean of their squares is about squares/2 + value²/3. In any order every
         product meets at most `length` roundings of them. A tensor core's step truncates its products and the accumulator at one
-        quantum, below the largest of them, and its sum to the accumulator's format. An operation that underflows errs by up to
-        `Coefficients.tiny`.
+        quantum, below the largest of them, and its sum to the accumulator's format. Truncation shrinks every partial sum by
+        half a spacing in the mean, so errors of one chain add up along its walk: the sum of the partial sums varies by
+        squares·steps²/12 around what `dot_bias` counts. An operation that underflows errs by up to `Coefficients.tiny`.
 
         Args:
             squares: sum of the squared products.
@@ -89,14 +97,16 @@ class Moments:
         largest_product = 6.0 / dot.block * squares  # summed over the steps: E[max²] of a block's normal products, about
         quantum = (dot.truncation * self.unit) ** 2
         truncated = (dot.block + 1.0) * UNIFORM * quantum * (partial + largest_product)
-        return truncated + 4.0 * UNIFORM * self.unit**2 * partial + underflow
+        wandering = INVERSE_SIGNIFICAND**2 * UNIFORM * steps * (steps + 1.0) * squares
+        return truncated + self.unit**2 * (4.0 * UNIFORM * partial + wandering) + underflow
 
-    def dot_bias(self, value: torch.Tensor, magnitude: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
+    def dot_bias(self, value: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
         """Largest mean error of a dot product: truncation shrinks every partial sum, and every product.
+
+        As if all products had the sign of the result, and digits to lose: products of bfloat16 rarely have.
 
         Args:
             value: |dot product|.
-            magnitude: sum of the products' magnitudes.
             length: number of products that may be different from 0.
         """
         dot = self.contract.dot
@@ -104,7 +114,7 @@ class Moments:
             return torch.zeros_like(value)
         steps = _steps(length, dot)
         chain = 0.5 * (steps + 1.0) * (1.0 + 0.5 * dot.truncation) * value
-        return self.unit * (chain + 0.25 * dot.truncation * steps * dot.block * torch.minimum(value, magnitude))
+        return self.unit * (chain + 0.25 * dot.truncation * steps * dot.block * value)
 
     def cast(self, target: Format | None, value: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
         """Variance of a value >= 0 if factor·value is rounded to `target`: a twelfth of the squared spacing, at most value²."""
@@ -112,6 +122,12 @@ class Moments:
             return torch.zeros_like(value)
         spacing = target.ulp(factor * value) / factor
         return torch.minimum(UNIFORM * spacing.square(), value.square())
+
+    def vanishing(self, target: Format | None, value: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+        """Which values >= 0 become 0 when factor·value is rounded to `target`: an error of known sign."""
+        if target is None or target.precision >= self.contract.accumulator.precision:
+            return torch.zeros_like(value, dtype=torch.bool)
+        return factor * value < 0.5 * target.smallest_subnormal
 
 
 def _steps(length: torch.Tensor | float, dot: TensorCore) -> torch.Tensor | float:

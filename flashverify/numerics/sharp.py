@@ -13,7 +13,9 @@ import torch
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import key_head, visible_mask
 from flashverify.cases.tensors import Inputs
+from flashverify.numerics.calibration import ROUNDED
 from flashverify.numerics.contract import Contract
+from flashverify.numerics.formats import EVALUATION_UNIT
 from flashverify.numerics.sharp_backward import backward_spread
 from flashverify.numerics.sharp_forward import ForwardSpread, forward_spread
 from flashverify.numerics.spread import Spread, factor
@@ -54,6 +56,10 @@ def inapplicable_to(tensor: str, case: AttentionCase, contract: Contract) -> str
     return None
 
 
+TOLERATED_REPEATS = 0.5 * (ROUNDED.largest**2 - 1.0)
+"""Share of a line's logits that may repeat: c pairs of equal weights among n make a variance 1 + 2c/n times as large."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Sample:
     """Evenly spread lines of a head: indices on a device."""
@@ -69,7 +75,7 @@ class _Sample:
 def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | None:
     """Why weights of sampled rows or columns are rounded alike, or None.
 
-    Equal logits give equal weights (scores are exact to float64), and logits that vary by less than a spacing of P's format
+    Equal logits give equal weights (a few coincide by chance), and logits that vary by less than a spacing of P's format
     give weights whose roundings are no sample of a uniform distribution. Rows that see fewer than two keys say nothing.
     """
     device = inputs.q.device
@@ -79,9 +85,9 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
     for head in range(case.heads_q):
         q, k = inputs.q[:, head].double(), inputs.k[:, key_head(case, head)].double()
         of_rows, seen_by_rows = q[:, rows] @ k.mT, visible_mask(case, rows, every_column)
-        if _repeats(of_rows, seen_by_rows):
+        if _repeats(of_rows, seen_by_rows, _uncertain(q[:, rows], k)):
             return "logits repeat within a row: equal weights are rounded alike"
-        if _repeats(k[:, columns] @ q.mT, visible_mask(case, every_row, columns).mT):
+        if _repeats(k[:, columns] @ q.mT, visible_mask(case, every_row, columns).mT, _uncertain(k[:, columns], q)):
             return "logits repeat within a column: equal weights are rounded alike"
         if contract.probability is not None:
             spread = abs(case.softmax_scale) * _deviation(of_rows, seen_by_rows)
@@ -90,10 +96,24 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
     return None
 
 
-def _repeats(scores: torch.Tensor, seen: torch.Tensor) -> bool:
-    """Whether a line of scores (batch, lines, length) holds two equal ones that are seen."""
+def _repeats(scores: torch.Tensor, seen: torch.Tensor, uncertain: torch.Tensor) -> bool:
+    """Whether lines of scores (batch, lines, length) hold more equal ones among those seen than chance explains.
+
+    Args:
+        scores: scores.
+        seen: bool, broadcast against them.
+        uncertain: (batch, lines, 1), how far float64 may set equal scores apart.
+    """
     ordered = scores.masked_fill(~seen, torch.inf).sort(-1).values
-    return bool(((ordered[..., 1:] == ordered[..., :-1]) & ordered[..., 1:].isfinite()).any())
+    equal = (ordered[..., 1:] - ordered[..., :-1] <= uncertain) & ordered[..., 1:].isfinite()
+    return bool((equal.sum(-1) > TOLERATED_REPEATS * seen.sum(-1)).any())
+
+
+def _uncertain(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Twice the largest float64 error of the scores of each row, (batch, rows, 1): they are summed in any order."""
+    largest = columns.square().sum(-1).amax(-1)[..., None, None]
+    sizes = (rows.square().sum(-1, keepdim=True) * largest).sqrt()
+    return 2.0 * rows.shape[-1] * EVALUATION_UNIT * sizes
 
 
 def _deviation(scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,9 @@
     var(dk) = scale²[(var(dS) + P² var(D) + common·dS²)ᵀ Q²] + var(dSᵀ·Q)
     var(dv) = (P²(r² + common) + cast_P²)ᵀ dO² + var(Pᵀ·dO)
 
-`common` is the variance of lse as the kernel uses it, the same for all keys of a row; D = rowsum(dO·out) - dlse. Modular mode:
-out and lse are the kernel's own and count as exact. Derivation: docs/numerics.md, section 13.
+`common` is the variance of lse as the kernel uses it, the same for all keys of a row; D = rowsum(dO·out) - dlse. Errors of D
+and of lse meet all keys, so those of dk and dv have a part that their rows share. Modular mode: out and lse are the kernel's
+own and count as exact. Derivation: docs/numerics.md, section 13.
 """
 
 from __future__ import annotations
@@ -112,11 +113,13 @@ class _Gradient:
         ds: dS.
         weight_variance: variance of P as it enters Pᵀ·dO, but for what is common to a row.
         ds_variance: variance of dS as it enters dq and dk, but for what is common to a row.
-        weight_bias: largest mean relative error of a weight.
+        weight_bias: largest mean relative error of a weight, but for what is kept signed.
         ds_bias: largest mean error of dS by dP.
+        vanished_p, vanished_ds: P and dS where their rounding makes them 0.
         common: variance of the relative error that all weights of a row share, (c, r, 1).
         delta_variance, delta_bias: of D, (c, r, 1).
         logit: natural logits, 0 where not seen.
+        converted: what a relative error of the constant log2(e) is multiplied by in a weight's exponent, natural units.
     """
 
     tile: Tile
@@ -127,10 +130,13 @@ class _Gradient:
     ds_variance: torch.Tensor
     weight_bias: torch.Tensor
     ds_bias: torch.Tensor
+    vanished_p: torch.Tensor
+    vanished_ds: torch.Tensor
     common: torch.Tensor
     delta_variance: torch.Tensor
     delta_bias: torch.Tensor
     logit: torch.Tensor
+    converted: torch.Tensor
 
     @classmethod
     def of(cls, tile: Tile, moments: Moments, rows: _RowInputs) -> _Gradient:
@@ -145,8 +151,10 @@ class _Gradient:
         common = take(rows.lse_variance)[..., None]
         if contract.exponent == "shifted":
             rounded = logit.square() + 2.0 * (logit - lse).square()
+            converted = torch.where(seen, logit - lse, 0.0)
         else:
-            common = common + 2.0 * moments.rounding * lse.square()  # lse in base 2: a constant and a product
+            common = common + moments.rounding * lse.square()  # the product of lse and the constant
+            converted = torch.where(seen, -lse, 0.0)
             rounded = logit.square() * (contract.exponent != "fused") + (logit - lse).square()
         relative = score_variance(tile, moments) + moments.rounding * rounded + moments.exponential
 
@@ -160,7 +168,7 @@ class _Gradient:
         difference = dout @ tile.v.mT - value
         length = float(tile.v.shape[-1])
         dp_variance = moments.dot(dout.square() @ tile.v.square().mT, dout @ tile.v.mT, length)
-        dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), dout.abs() @ tile.v.abs().mT, length)
+        dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), length)
         ds = p * difference
         ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
         cast = moments.cast(contract.probability, p).masked_fill(p == 1.0, 0.0)
@@ -176,12 +184,16 @@ class _Gradient:
             ds=ds,
             weight_variance=torch.where(seen, weight_variance, 0.0),
             ds_variance=torch.where(seen, ds_variance, 0.0),
-            weight_bias=moments.exponential_mean + score_shrinkage(tile, moments) + take(rows.lse_bias)[..., None],
+            # a fraction that is close to 0 does not have the mean error of all fractions
+            weight_bias=score_shrinkage(tile, moments) + take(rows.lse_bias)[..., None] + moments.exponential_mean * (p > 0.5),
             ds_bias=p * dp_bias,
+            vanished_p=torch.where(moments.vanishing(contract.probability, p), p, 0.0),
+            vanished_ds=torch.where(moments.vanishing(contract.score_gradient, ds.abs(), factor), ds, 0.0),
             common=common,
             delta_variance=delta_variance,
             delta_bias=(dout.abs() * take(rows.out_bias)).sum(-1, keepdim=True),
             logit=logit,
+            converted=converted,
         )
 
 
@@ -190,14 +202,15 @@ def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor]:
     tile, moments = gradient.tile, gradient.moments
     keys, squares, magnitudes = tile.k, tile.k.square(), tile.k.abs()
     value, weighted = gradient.ds @ keys, gradient.p @ keys
-    reach = gradient.ds.abs() @ magnitudes
     variance = gradient.ds_variance @ squares
     variance = variance + gradient.delta_variance * weighted.square() + gradient.common * value.square()
     variance = variance + moments.dot(gradient.ds.square() @ squares, value, tile.lengths)
     variance = variance + 2.0 * moments.rounding * value.square()
     bias = (gradient.ds.abs() * gradient.weight_bias + gradient.ds_bias) @ magnitudes
-    bias = bias + gradient.delta_bias * weighted.abs() + moments.dot_bias(value.abs(), reach, tile.lengths)
+    bias = bias + gradient.delta_bias * weighted.abs() + moments.dot_bias(value.abs(), tile.lengths)
+    bias = bias + (gradient.vanished_ds @ keys).abs() + moments.exponential_mean * value.abs()
     bias = bias + moments.multiplier * (((gradient.ds * gradient.logit) @ keys).abs() + value.abs())
+    bias = bias + moments.conversion * ((gradient.ds * gradient.converted) @ keys).abs()
     return abs(tile.scale) * bias, tile.scale**2 * variance
 
 
@@ -208,10 +221,12 @@ class _Columns:
     Attributes:
         dv, dk: values.
         dv_variance, dk_variance: variances before the accumulation's own.
+        dv_shared, dk_shared: of these, by errors that all keys of a query row share.
         dv_squares, dk_squares: sums of squared products.
-        dv_reach, dk_reach: sums of the products' magnitudes.
         dv_bias, dk_bias: biases, but for what is kept signed:
         dv_logit, dk_logit: derivatives by a relative change of all logits.
+        dv_converted, dk_converted: derivatives by a relative change of the constant log2(e).
+        dv_vanished, dk_vanished: the parts of P and dS that their rounding makes 0.
         lengths: number of rows that see each key, (lanes, seqlen_k, 1).
     """
 
@@ -219,14 +234,18 @@ class _Columns:
     dk: torch.Tensor
     dv_variance: torch.Tensor
     dk_variance: torch.Tensor
+    dv_shared: torch.Tensor
+    dk_shared: torch.Tensor
     dv_squares: torch.Tensor
     dk_squares: torch.Tensor
-    dv_reach: torch.Tensor
-    dk_reach: torch.Tensor
     dv_bias: torch.Tensor
     dk_bias: torch.Tensor
     dv_logit: torch.Tensor
     dk_logit: torch.Tensor
+    dv_converted: torch.Tensor
+    dk_converted: torch.Tensor
+    dv_vanished: torch.Tensor
+    dk_vanished: torch.Tensor
     lengths: torch.Tensor
 
     @classmethod
@@ -239,35 +258,46 @@ class _Columns:
         """Add a tile's rows."""
         tile, p, ds = gradient.tile, gradient.p, gradient.ds
         lanes, queries, cotangents = tile.place.lanes, tile.q, tile.dout
-        of_weights = gradient.weight_variance + gradient.common * p.square()
-        of_ds = gradient.ds_variance + gradient.delta_variance * p.square() + gradient.common * ds.square()
+        shared_by_dv = (gradient.common * p.square()).mT @ cotangents.square()
+        shared_by_dk = (gradient.delta_variance * p.square() + gradient.common * ds.square()).mT @ queries.square()
         self.dv[lanes] += p.mT @ cotangents
         self.dk[lanes] += ds.mT @ queries
-        self.dv_variance[lanes] += of_weights.mT @ cotangents.square()
-        self.dk_variance[lanes] += of_ds.mT @ queries.square()
+        self.dv_shared[lanes] += shared_by_dv
+        self.dk_shared[lanes] += shared_by_dk
+        self.dv_variance[lanes] += gradient.weight_variance.mT @ cotangents.square() + shared_by_dv
+        self.dk_variance[lanes] += gradient.ds_variance.mT @ queries.square() + shared_by_dk
         self.dv_squares[lanes] += p.square().mT @ cotangents.square()
         self.dk_squares[lanes] += ds.square().mT @ queries.square()
-        self.dv_reach[lanes] += p.mT @ cotangents.abs()
-        self.dk_reach[lanes] += ds.abs().mT @ queries.abs()
         self.dv_bias[lanes] += (p * gradient.weight_bias).mT @ cotangents.abs()
         of_ds_bias = ds.abs() * gradient.weight_bias + gradient.ds_bias + p * gradient.delta_bias
         self.dk_bias[lanes] += of_ds_bias.mT @ queries.abs()
         self.dv_logit[lanes] += (p * gradient.logit).mT @ cotangents
         self.dk_logit[lanes] += (ds * gradient.logit).mT @ queries
+        self.dv_converted[lanes] += (p * gradient.converted).mT @ cotangents
+        self.dk_converted[lanes] += (ds * gradient.converted).mT @ queries
+        self.dv_vanished[lanes] += gradient.vanished_p.mT @ cotangents
+        self.dk_vanished[lanes] += gradient.vanished_ds.mT @ queries
         self.lengths[lanes] += tile.seen.sum(0)[:, None].double()
 
     def settle(self, moments: Moments, case: AttentionCase) -> tuple[Spread, Spread]:
         """Spreads of dk and dv."""
         scale = abs(case.softmax_scale)
         dv_variance = self.dv_variance + moments.dot(self.dv_squares, self.dv, self.lengths)
-        dv_bias = self.dv_bias + moments.dot_bias(self.dv.abs(), self.dv_reach, self.lengths)
-        dv_bias = dv_bias + moments.multiplier * self.dv_logit.abs()
+        dv_bias = self.dv_bias + self.dv_vanished.abs() + moments.dot_bias(self.dv.abs(), self.lengths)
+        dv_bias = dv_bias + moments.exponential_mean * self.dv.abs() + moments.multiplier * self.dv_logit.abs()
+        dv_bias = dv_bias + moments.conversion * self.dv_converted.abs()
         dk_variance = self.dk_variance + moments.dot(self.dk_squares, self.dk, self.lengths)
         dk_variance = dk_variance + 2.0 * moments.rounding * self.dk.square()
-        dk_bias = self.dk_bias + moments.dot_bias(self.dk.abs(), self.dk_reach, self.lengths)
+        dk_bias = self.dk_bias + self.dk_vanished.abs() + moments.dot_bias(self.dk.abs(), self.lengths)
+        dk_bias = dk_bias + moments.exponential_mean * self.dk.abs()
         dk_bias = dk_bias + moments.multiplier * (self.dk_logit.abs() + self.dk.abs())
-        return Spread(scale * dk_bias, scale * dk_variance.sqrt()), Spread(dv_bias, dv_variance.sqrt())
+        dk_bias = dk_bias + moments.conversion * self.dk_converted.abs()
+        return (
+            Spread(scale * dk_bias, scale * dk_variance.sqrt(), scale * self.dk_shared.sqrt()),
+            Spread(dv_bias, dv_variance.sqrt(), self.dv_shared.sqrt()),
+        )
 
 
 def _shaped(spread: Spread, like: torch.Tensor) -> Spread:
-    return Spread(spread.bias.reshape(like.shape), spread.deviation.reshape(like.shape))
+    shared = None if spread.shared is None else spread.shared.reshape(like.shape)
+    return Spread(spread.bias.reshape(like.shape), spread.deviation.reshape(like.shape), shared)

@@ -8,6 +8,7 @@ its moment (`walk.py`). Derivation: docs/numerics.md, section 12.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -115,6 +116,12 @@ class _Rows:
         return math.log2(max(block, 2)) + 2.0 * blocks
 
     @property
+    def near(self) -> torch.Tensor:
+        """Which weights are exp2 of a number in (-1, 0): close to 0 its mean error is not that of all fractions."""
+        distance = self.walked.maximum - self.tile.logit
+        return self.tile.seen & (distance > 0.0) & (distance < LN2)
+
+    @property
     def multiplier(self) -> torch.Tensor:
         """What a relative error of the logit multiplier is multiplied by in a weight: natural units."""
         return self.gap if self.moments.contract.exponent == "shifted" else self.tile.logit.masked_fill(~self.tile.seen, 0.0)
@@ -128,7 +135,7 @@ def score_variance(tile: Tile, moments: Moments) -> torch.Tensor:
 
 def score_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:
     """Largest mean error of a logit by truncation in the dot product, natural units, (c, r, n)."""
-    return abs(tile.scale) * moments.dot_bias(tile.score.abs(), tile.score_magnitude, float(tile.q.shape[-1]))
+    return abs(tile.scale) * moments.dot_bias(tile.score.abs(), float(tile.q.shape[-1]))
 
 
 def _relative_variance(tile: Tile, moments: Moments, gap: torch.Tensor, exponentials: torch.Tensor) -> torch.Tensor:
@@ -146,26 +153,28 @@ def _relative_variance(tile: Tile, moments: Moments, gap: torch.Tensor, exponent
 def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bias and deviation of out, (c, r, d)."""
     tile, moments, values = row.tile, row.moments, row.tile.v
-    squares, magnitude = values.square(), row.p @ values.abs()
+    squares = values.square()
+    cast_variance, vanished = _cast(row)
     variance = centred_squares(row.p.square() * row.relative, values, out)
-    variance = variance + _cast_variance(row) @ squares
+    variance = variance + cast_variance @ squares
     variance = variance + moments.dot(row.p.square() @ squares, out, tile.lengths)
     variance = variance + out.square() * (moments.rounding * row.depth + moments.division)
     if moments.contract.probability is None:  # otherwise far below the casts
         variance = variance + _rescaling_variance(row, out)
-    bias = moments.dot_bias(out.abs(), magnitude, tile.lengths)
+    bias = moments.dot_bias(out.abs(), tile.lengths) + (vanished @ values).abs()
     bias = bias + moments.exponential_mean * centred_mean(row.p * row.exponentials, values, out).abs()
+    bias = bias + moments.exponential_mean * centred_sum(row.p * row.near, values, out)
     bias = bias + moments.multiplier * centred_mean(row.p * row.multiplier, values, out).abs()
     if row.shrinkage.any():
         bias = bias + centred_sum(row.p * row.shrinkage, values, out)
     return bias, variance.sqrt()
 
 
-def _cast_variance(row: _Rows) -> torch.Tensor:
-    """Variance of a normalised weight by its cast to P's format, (c, r, n); 0 for a weight that is exactly 1."""
+def _cast(row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance of a normalised weight by its cast to P's format, 0 for a weight that is exactly 1; and weights that vanish."""
     contract, logit = row.moments.contract, row.tile.logit
     if contract.probability is None:
-        return torch.zeros_like(row.p)
+        return torch.zeros_like(row.p), torch.zeros_like(row.p)
     at_cast = torch.exp((logit - row.walked.maximum).nan_to_num(nan=-math.inf).clamp(max=0.0))
     variance = row.moments.cast(contract.probability, at_cast)
     heaviest = logit >= row.walked.maximum
@@ -175,18 +184,21 @@ def _cast_variance(row: _Rows) -> torch.Tensor:
         residual = (LN2 * row.moments.unit * LOG2E * (row.tile.scale * row.tile.score).abs()).square()
         variance = torch.where(heaviest, torch.minimum(residual, variance), variance)
     unit = torch.where(row.tile.seen, torch.exp((row.walked.maximum - row.lse).clamp(max=0.0)), 0.0)
-    return variance * unit.square()
+    vanished = torch.where(row.moments.vanishing(contract.probability, at_cast), row.p, 0.0)
+    return variance * unit.square(), vanished
 
 
 def _rescaling_variance(row: _Rows, out: torch.Tensor) -> torch.Tensor:
     """Variance by the errors of rescaling factors, each common to all keys walked before, (c, r, d)."""
-    later = row.walked.later
+    later, runs = row.walked.later, row.walked.run
     most = int(later.max()) if later.numel() else 0
     variance = torch.zeros_like(out)
-    for count in range(1, most + 1):
-        # a row's factors in order: the keys that meet at least `count` of them share the last but count-1
-        shared = centred_mean(torch.where(later >= count, row.p, 0.0), row.tile.v, out)
-        variance = variance + row.moments.exponential * shared.square()
+    for run, count in itertools.product(range(row.moments.contract.splits), range(1, most + 1)):
+        # a run's factors in order: the keys that meet at least `count` of them share the last but count-1
+        meets = (later >= count) & (runs == run)
+        if meets.any():
+            shared = centred_mean(torch.where(meets, row.p, 0.0), row.tile.v, out)
+            variance = variance + row.moments.exponential * shared.square()
     return variance
 
 

@@ -25,10 +25,13 @@ class Spread:
     Attributes:
         bias: largest size of what is not random, or common to all terms.
         deviation: standard deviation of the rest.
+        shared: the part of it that all rows of the tensor have in common, or None if there is none: of dk and dv, by the errors
+            of each query row's delta and lse.
     """
 
     bias: torch.Tensor
     deviation: torch.Tensor
+    shared: torch.Tensor | None = None
 
     def allowed(self, truth: torch.Tensor, stored: Format, factor: float) -> torch.Tensor:
         """The sharp budget of a tensor that is rounded to `stored`; infinite where the model gives no number."""

@@ -23,10 +23,12 @@ class Walked:
     Attributes:
         maximum: (c, r, n), the running maximum when a key's weight is formed; -inf where no key was seen by then.
         later: (c, r, n), how many rescalings by a factor other than 1 a key's weight meets after it was formed.
+        run: (n,), integer: in which run of the walk a key is. Keys of one run share their later rescalings.
     """
 
     maximum: torch.Tensor
     later: torch.Tensor
+    run: torch.Tensor
 
 
 def walk(logit: torch.Tensor, contract: Contract) -> Walked:
@@ -39,13 +41,15 @@ def walk(logit: torch.Tensor, contract: Contract) -> Walked:
     keys = logit.shape[-1]
     block = min(contract.block_k or keys, keys)
     blocks = math.ceil(keys / block)
+    of_a_run = math.ceil(blocks / contract.splits)
     padded = pad(logit, (0, blocks * block - keys), value=-math.inf)
     largest = padded.reshape(*logit.shape[:-1], blocks, block).amax(-1)
-    runs = [_run(part, contract.direction == "right") for part in torch.split(largest, math.ceil(blocks / contract.splits), -1)]
+    runs = [_run(part, contract.direction == "right") for part in torch.split(largest, of_a_run, -1)]
     running, later, last = (torch.cat(parts, -1) for parts in zip(*runs, strict=True))
     if contract.splits > 1:  # where the runs are merged
         later = later + (last < last.amax(-1, keepdim=True)).double()
-    return Walked(_by_key(running, block, keys), _by_key(later, block, keys))
+    run = torch.arange(keys, device=logit.device) // (of_a_run * block)
+    return Walked(_by_key(running, block, keys), _by_key(later, block, keys), run)
 
 
 def _run(largest: torch.Tensor, backwards: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -33,6 +33,8 @@ def contract_of(dtype: str, options: Options) -> Contract:
         cuts_probability=options.cut,
         flushes_subnormals=dtype != "fp64",
         block_k=options.block_k,
+        direction=options.direction,
+        splits=options.splits,
         prescaled=options.prescale,
     )
 

@@ -1,6 +1,6 @@
-"""A kernel's arithmetic on a CPU, step by step, for the tests of the hard budget: numpy, one head at a time.
+"""A kernel's arithmetic on a CPU, step by step, for the tests of the budgets: numpy, one head at a time.
 
-It shares no code with the budget. Dots run either through BLAS (rounded to nearest, any order) or through an emulator of a
+It shares no code with the budgets. Dots run either through BLAS (rounded to nearest, any order) or through an emulator of a
 truncating tensor core, written from its description: products exact, all terms aligned to the largest exponent and
 truncated to 23 + 2 fraction bits, summed, truncated to float32; steps of 16 products (8 for tf32) chained along K.
 Defects can be planted by `Options`.
@@ -26,6 +26,8 @@ class Options:
 
     dot: str = "tensor-core"  # or "any-order", "tf32", "tf32-truncated"
     block_k: int | None = 32
+    direction: str = "left"  # from which end keys are walked, or "right"
+    splits: int = 1  # runs of blocks that are walked apart and merged
     exponent: str = "scaled"  # or "fused", "shifted"
     exp2_ulps: int = 2
     noise: int = 0
@@ -41,6 +43,17 @@ class Options:
     dropped_key: int | None = None
     prescale: bool = False
     cut: bool = False
+    truncate_p: bool = False
+    truncate_ds: bool = False
+    truncate_out: bool = False
+    round_scores: bool = False  # S to the storage type
+    row_sum: str | None = None  # format that l is kept in
+    accumulator: str | None = None  # format that the output's accumulator is rounded to after each block
+    dq_accumulator: str | None = None  # the same for dq
+    score_gradient: str | None = None  # None: the storage type
+    log2e: float = math.log2(math.e)
+    exp2_degree: int | None = None  # of a polynomial in the place of 2^fraction
+    lse_error: float = 0.0
     chained: bool = True  # dK and dV of a group of heads in one accumulator; or a sum of each head's
 
 
@@ -48,6 +61,21 @@ def cast(x: np.ndarray, dtype: str) -> np.ndarray:
     """Round to nearest even to a format; the result has x's dtype."""
     with np.errstate(over="ignore"):
         return torch.from_numpy(np.ascontiguousarray(x)).to(TORCH[dtype]).to(torch.from_numpy(x).dtype).numpy()
+
+
+def truncated(x: np.ndarray, dtype: str) -> np.ndarray:
+    """The number of a format that is next to x toward zero; the result has x's dtype."""
+    info = torch.finfo(TORCH[dtype])
+    precision = 1 - round(math.log2(info.eps))
+    subnormal = round(math.log2(info.smallest_normal)) + 1 - precision
+    quantum = np.ldexp(1.0, np.maximum(np.frexp(x.astype(np.float64))[1] - precision, subnormal))
+    return (np.trunc(x / quantum) * quantum).astype(x.dtype)
+
+
+def fitted_exp2(degree: int) -> np.polynomial.Polynomial:
+    """2^f on [0, 1] by a polynomial, which a kernel may take for speed: of degree 2 to 3e-3, of 3 to 1.4e-4."""
+    fractions = np.linspace(0.0, 1.0, 1001)
+    return np.polynomial.Polynomial.fit(fractions, np.exp2(fractions), degree, w=np.exp2(-fractions))
 
 
 def round_tf32(x: np.ndarray, truncate: bool) -> np.ndarray:
@@ -112,7 +140,14 @@ class Kernel:
     def exp2(self, x: np.ndarray) -> np.ndarray:
         """2^x with noise of whole ulps; 2^0 = 1; float32 results below the smallest normal are flushed."""
         with np.errstate(over="ignore", under="ignore"):
-            exact = np.exp2(x.astype(np.longdouble)).astype(self.work)
+            wide = x.astype(np.longdouble)
+            exact = np.exp2(wide).astype(self.work)
+            if self.options.exp2_degree is not None:
+                whole = np.where(np.isfinite(wide), np.floor(wide), 0)
+                polynomial = fitted_exp2(self.options.exp2_degree)(np.where(np.isfinite(wide), wide - whole, 0)) * np.exp2(
+                    whole
+                )
+                exact = np.where(np.isfinite(wide) & (wide != 0), polynomial, exact).astype(self.work)
             ulps = self.options.exp2_ulps
             noisy = exact + np.spacing(exact) * self.random.integers(-ulps, ulps + 1, x.shape).astype(self.work)
         noisy = np.where(np.isfinite(x) & (x != 0) & np.isfinite(exact), noisy, exact)
@@ -124,7 +159,7 @@ class Kernel:
             mantissa, exponent = np.frexp(p)
             scale = 2.0**self.options.round_p_bits
             return np.ldexp(np.round(mantissa * scale) / scale, exponent).astype(self.work)
-        return cast(p, self.probability)
+        return truncated(p, self.probability) if self.options.truncate_p else cast(p, self.probability)
 
     def exponent(self, s: np.ndarray, c: np.floating, shift: np.ndarray) -> np.ndarray:
         if self.options.exponent == "fused":
@@ -136,12 +171,13 @@ class Kernel:
 
     def multiplier(self, scale: float) -> tuple[np.floating, np.floating]:
         factor = self.options.scale_factor
-        return self.work(scale * factor * math.log2(math.e)), self.work(scale)
+        return self.work(scale * factor * self.options.log2e), self.work(scale)
 
     def scores(self, q: np.ndarray, k: np.ndarray, c: np.floating) -> tuple[np.ndarray, np.floating]:
         if self.options.prescale:
             return self.dot(cast((q * c).astype(self.work), self.dtype), k.T), self.work(1)
-        return self.dot(q, k.T), c
+        s = self.dot(q, k.T)
+        return cast(s, self.dtype) if self.options.round_scores else s, c
 
     def forward(
         self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, scale: float
@@ -151,27 +187,18 @@ class Kernel:
         if shifted and scale < 0.0:
             q, scale = -q, -scale  # a maximum of raw scores wants a positive scale
         c, factor = self.multiplier(scale)
-        rows, keys = seen.shape
-        m = np.full(rows, -np.inf, work)
-        total = np.zeros(rows, work)
-        acc = np.zeros((rows, v.shape[1]), work)
-        block = options.block_k or max(keys, 1)
-        for start in range(0, keys, block):
-            cut = slice(start, start + block)
-            s, used = self.scores(q, k[cut], c)
-            s = np.where(seen[:, cut], s, -np.inf if used >= 0 else np.inf).astype(work)
+        block = options.block_k or max(seen.shape[1], 1)
+        starts = range(0, seen.shape[1], block)
+        length = max(-(-len(starts) // options.splits), 1)
+        runs = [starts[first : first + length] for first in range(0, len(starts), length)] or [starts]
+        runs = [self.walk(q, k, v, seen, c, run if options.direction == "left" else run[::-1], block) for run in runs]
+        m, total, acc = runs[0]
+        for later, more, numerator in runs[1:]:
+            new = np.maximum(m, later)
             with np.errstate(invalid="ignore"):
-                z = np.where(seen[:, cut], s if shifted else s * used, -np.inf).astype(work)
-            new = z.max(1) if options.lose_maximum else np.maximum(m, z.max(1))
-            shift = np.where(np.isneginf(new), 0, new).astype(work)
-            with np.errstate(invalid="ignore"):
-                t = np.where(seen[:, cut], self.exponent(s, used, shift), -np.inf).astype(work)
-                p = self.exp2(t)
-                alpha = self.exp2((np.where(np.isneginf(m), -np.inf, m - shift) * (used if shifted else 1)).astype(work))
-            if options.no_rescale or options.lose_maximum:
-                alpha = np.ones_like(alpha)
-            total = (total * alpha + p.sum(1, dtype=work)).astype(work)
-            acc = self.dot(self.to_probability(p), v[cut], (acc * alpha[:, None]).astype(work))
+                first, second = (self.rescaling(x, new, c) for x in (m, later))
+            total = (total * first + more * second).astype(work)
+            acc = (acc * first[:, None] + numerator * second[:, None]).astype(work)
             m = new
         empty = total == 0
         out = acc / np.where(empty, 1, total)[:, None]
@@ -182,7 +209,53 @@ class Kernel:
             else:
                 lse2 = np.where(empty, -np.inf, m + self.log2(total)).astype(work)
                 lse = lse2 if options.lse_base2 else (lse2 * work(math.log(2))).astype(work)
-        return cast(out.astype(work), self.dtype), lse
+        lse = (lse + work(options.lse_error)).astype(work)
+        return (truncated if options.truncate_out else cast)(out.astype(work), self.dtype), lse
+
+    def rescaling(self, old: np.ndarray, new: np.ndarray, c: np.floating) -> np.ndarray:
+        """The factor of what was summed below the maximum `old`; 0 where nothing was."""
+        used = self.work(1) if self.options.prescale else c
+        shift = np.where(np.isneginf(new), 0, new).astype(self.work)
+        distance = np.where(np.isneginf(old), -np.inf, old - shift)
+        return self.exp2((distance * (used if self.options.exponent == "shifted" else 1)).astype(self.work))
+
+    def walk(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        seen: np.ndarray,
+        c: np.floating,
+        starts: range,
+        block: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Running maximum, row sum and unnormalised output of one run over blocks of keys."""
+        options, work = self.options, self.work
+        shifted = options.exponent == "shifted"
+        rows = seen.shape[0]
+        m = np.full(rows, -np.inf, work)
+        total = np.zeros(rows, work)
+        acc = np.zeros((rows, v.shape[1]), work)
+        for start in starts:
+            cut = slice(start, start + block)
+            s, used = self.scores(q, k[cut], c)
+            s = np.where(seen[:, cut], s, -np.inf if used >= 0 else np.inf).astype(work)
+            with np.errstate(invalid="ignore"):
+                z = np.where(seen[:, cut], s if shifted else s * used, -np.inf).astype(work)
+            new = z.max(1) if options.lose_maximum else np.maximum(m, z.max(1))
+            shift = np.where(np.isneginf(new), 0, new).astype(work)
+            with np.errstate(invalid="ignore"):
+                t = np.where(seen[:, cut], self.exponent(s, used, shift), -np.inf).astype(work)
+                p = self.exp2(t)
+                alpha = self.rescaling(m, new, c)
+            if options.no_rescale or options.lose_maximum:
+                alpha = np.ones_like(alpha)
+            total = (total * alpha + p.sum(1, dtype=work)).astype(work)
+            acc = self.dot(self.to_probability(p), v[cut], (acc * alpha[:, None]).astype(work))
+            total = cast(total, options.row_sum) if options.row_sum else total
+            acc = cast(acc, options.accumulator) if options.accumulator else acc
+            m = new
+        return m, total, acc
 
     def backward(
         self,
@@ -207,7 +280,7 @@ class Kernel:
             delta = np.zeros_like(delta)
         s, used = self.scores(q, k, c)
         finite_lse = np.where(np.isneginf(lse), 0, lse).astype(work)
-        log2e = work(math.log2(math.e))
+        log2e = work(self.options.log2e)
         if self.options.exponent == "shifted":
             t = (((s * factor).astype(work) - finite_lse[:, None]).astype(work) * log2e).astype(work)
         else:
@@ -217,13 +290,23 @@ class Kernel:
         with np.errstate(over="ignore"):
             p = np.where(seen & ~np.isneginf(lse)[:, None], self.exp2(t), 0).astype(work)
         dp = self.dot(dout, v.T)
-        ds = cast((p * (dp - delta[:, None])).astype(work), self.dtype)
-        dq = cast((self.dot(ds, k) * factor).astype(work), self.dtype)
+        rounded = truncated if self.options.truncate_ds else cast
+        ds = rounded((p * (dp - delta[:, None])).astype(work), self.options.score_gradient or self.dtype)
+        dq = cast((self.queries(ds, k) * factor).astype(work), self.dtype)
         dk, dv = sums
         p = self.to_probability(p)
         if self.options.chained:
             return dq, self.dot(ds.T, q, dk), self.dot(p.T, dout, dv)
         return dq, dk + self.dot(ds.T, q), dv + self.dot(p.T, dout)
+
+    def queries(self, ds: np.ndarray, k: np.ndarray) -> np.ndarray:
+        """dS·K, in one chain, or in blocks of keys between which it is rounded."""
+        if self.options.dq_accumulator is None:
+            return self.dot(ds, k)
+        block, dq = self.options.block_k or k.shape[0], np.zeros((ds.shape[0], k.shape[1]), self.work)
+        for start in range(0, k.shape[0], block):
+            dq = cast(self.dot(ds[:, start : start + block], k[start : start + block], dq), self.options.dq_accumulator)
+        return dq
 
 
 def visible(case: AttentionCase, options: Options | None = None) -> np.ndarray:
