@@ -43,7 +43,7 @@ def distribution(examination: Examination) -> CheckResult | None:
         if why is None:
             found.append(statistics(view, examination.walked))
         else:
-            reasons.append(f"{view.tensor}: {why}")
+            reasons.append(why)
     if not found:
         return CheckResult(check="distribution", verdict=Verdict.UNSUPPORTED, reason=reasons[0])
     failed = [(one, one.defects) for one in found if one.defects]
@@ -66,7 +66,7 @@ def not_generic(view: View) -> str | None:
     present = _present(view)
     rows, elements = int(present.any(1).sum()), int(present.sum())
     if rows < FEWEST_ROWS or elements < FEWEST_ELEMENTS:
-        return f"{elements} scores in {rows} rows, at least {FEWEST_ELEMENTS} in {FEWEST_ROWS} say something"
+        return f"too few scores: {elements} in {rows} rows, at least {FEWEST_ELEMENTS} in {FEWEST_ROWS} say something"
     truth = by_row(view.truth)
     distances = residual(truth.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), view.stored)
     limit = quantile(rows, SHARE)

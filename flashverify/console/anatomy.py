@@ -6,7 +6,7 @@ import torch
 from rich.table import Table
 
 from flashverify.checks.comparison import Comparison
-from flashverify.console.tables import figure
+from flashverify.console.text import figure
 
 NEIGHBOURS = 6
 """Elements shown on each side of the worst one."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flashverify.console.tables import figure
+from flashverify.console.text import figure
 from flashverify.records.baseline import BaselineComparison, Loss, Move
 from flashverify.records.certificate import Certificate
 from flashverify.records.summary import Group

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 from rich.table import Table
 
 from flashverify.cases.case import DTYPES
 from flashverify.console.axioms import axioms_line
+from flashverify.console.text import figure
+from flashverify.console.tiers import print_tiers
 from flashverify.records.certificate import Certificate
 from flashverify.records.measurement import Measurement, Verdict
 from flashverify.records.summary import Summary, Worst, summarise
-from flashverify.records.tiers import tiers
 
 TITLES = {
     0: "[bold green]certified[/]",
@@ -20,11 +19,6 @@ TITLES = {
     3: "[bold magenta]inconclusive: not every case could be decided[/]",
     5: "[bold magenta]nothing ran[/]",
 }
-
-
-def figure(x: float) -> str:
-    """Three significant digits."""
-    return f"{x:.3g}"
 
 
 def print_summary(console: Console, certificate: Certificate) -> None:
@@ -42,7 +36,7 @@ def print_summary(console: Console, certificate: Certificate) -> None:
         table.add_row(*key, figure(ulp.value) if ulp else "", figure(worst.value), worst.case)
     console.print(table)
     console.print("ulp: at the head's largest true value; where a head cancels, error / budget is the figure to read")
-    _print_tiers(console, certificate)
+    print_tiers(console, certificate)
     _print_distances(console, summary)
     console.print(axioms_line(certificate.axioms), highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{n} {verdict.value}" for verdict, n in summary.verdicts.items() if n)
@@ -51,26 +45,6 @@ def print_summary(console: Console, certificate: Certificate) -> None:
     for reason, n in sorted(summary.unsupported.items(), key=lambda item: -item[1]):
         console.print(f"  {n} unsupported: {reason}", highlight=False, markup=False)
     console.print(TITLES[summary.exit_code])
-
-
-def _print_tiers(console: Console, certificate: Certificate) -> None:
-    found = tiers(certificate.records)
-    if found.rows:
-        table = Table(title="three tiers of rounding: hard, sharp, distribution", title_justify="left")
-        for title in ("dtype", "tensor", "mode"):
-            table.add_column(title)
-        for title in ("error / hard", "error / sharp", "rms(z)", "largest |t|", "largest |t_sign|", "scored"):
-            table.add_column(title, justify="right")
-        for row in found.rows:
-            low, high = row.rms
-            span = f"{low:.3f} to {high:.3f}" if row.distributions else ""
-            numbers = [figure(x) if not math.isnan(x) else "" for x in (row.hard, row.sharp, row.t, row.t_sign)]
-            count = str(row.distributions) if row.distributions else ""
-            table.add_row(row.dtype, row.tensor, row.mode, *numbers[:2], span, *numbers[2:], count)
-        console.print(table)
-    for check, reasons in found.inapplicable.items():
-        for reason, n in reasons.items():
-            console.print(f"  {check} does not apply to {n}: {reason}", markup=False)
 
 
 def _print_distances(console: Console, summary: Summary) -> None:

@@ -84,7 +84,7 @@ class Certificate:
             environment=self.environment,
             plan=self.plan,
             seconds=to_number(self.seconds),
-            columns=COLUMNS,
+            columns=COLUMNS if any(map(_is_tiered, self.records)) else COLUMNS_WITHOUT_TIERS,
             contracts=tuple(contracts.rows),
             configurations=tuple(configurations.rows),
             records=tuple(records),
@@ -112,7 +112,7 @@ class Certificate:
         if version != SCHEMA:
             raise ValueError(f"{source}: field schema: got {version!r}, accepted is {SCHEMA!r}")
         wire = decode(data, WireCertificate, source)
-        if wire.columns != COLUMNS:
+        if wire.columns not in (COLUMNS, COLUMNS_WITHOUT_TIERS):
             raise ValueError(f"{source}: field columns: got {_words(wire.columns)}, accepted is {_words(COLUMNS)}")
         for i, record in enumerate(wire.records):
             for name, table in (("contract", wire.contracts), ("configuration", wire.configurations)):
@@ -157,20 +157,28 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Names of the entries of the arrays in a certificate, so that it can be read without this program."""
+class Columns(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Names of the entries of the arrays in a certificate, so that it can be read without this program.
+
+    Those of sharp measurements and distributions are left out where there are none, as in certificates of before these.
+    """
 
     measurement: tuple[str, ...]
     element: tuple[str, ...]
-    sharp: tuple[str, ...] = SHARP_COLUMNS
-    distribution: tuple[str, ...] = DISTRIBUTION_COLUMNS
+    sharp: tuple[str, ...] = ()
+    distribution: tuple[str, ...] = ()
 
 
 def _words(columns: Columns) -> str:
     return " and ".join(f"({', '.join(getattr(columns, name))})" for name in Columns.__struct_fields__)
 
 
-COLUMNS = Columns(measurement=MEASUREMENT_COLUMNS, element=ELEMENT_COLUMNS)
+COLUMNS_WITHOUT_TIERS = Columns(MEASUREMENT_COLUMNS, ELEMENT_COLUMNS)
+COLUMNS = Columns(MEASUREMENT_COLUMNS, ELEMENT_COLUMNS, SHARP_COLUMNS, DISTRIBUTION_COLUMNS)
+
+
+def _is_tiered(record: CaseRecord) -> bool:
+    return any(result.sharp or result.distributions for result in record.results)
 
 
 class WireCertificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,13 +9,18 @@ from typing import Any
 import msgspec
 
 from flashverify.records.certificate import SCHEMA, WireCertificate
-from flashverify.records.wire import ELEMENT_COLUMNS, MEASUREMENT_COLUMNS
+from flashverify.records.wire import DISTRIBUTION_COLUMNS, ELEMENT_COLUMNS, MEASUREMENT_COLUMNS, SHARP_COLUMNS
 
 
 def certificate_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a certificate; entries of arrays carry their column's name as title."""
     (reference,), definitions = msgspec.json.schema_components([WireCertificate], ref_template="#/$defs/{name}")
-    for name, columns in (("WireMeasurement", MEASUREMENT_COLUMNS), ("WireElement", ELEMENT_COLUMNS)):
+    for name, columns in (
+        ("WireMeasurement", MEASUREMENT_COLUMNS),
+        ("WireElement", ELEMENT_COLUMNS),
+        ("WireSharp", SHARP_COLUMNS),
+        ("WireDistribution", DISTRIBUTION_COLUMNS),
+    ):
         for column, entry in zip(columns, definitions[name]["prefixItems"], strict=True):
             entry["title"] = column
     definitions["WireCertificate"]["properties"]["schema"] = {"const": SCHEMA}

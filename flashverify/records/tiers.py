@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ TIER_CHECKS = ("sharp", "distribution")
 
 @dataclass(slots=True, kw_only=True)
 class TierRow:
-    """One tensor in one mode over the cases of a dtype; NaN where a tier applied to none.
+    """One tensor in one mode over the cases of a dtype; None where a tier applied to none.
 
     Attributes:
         dtype, tensor, mode: what it is of.
@@ -32,12 +31,12 @@ class TierRow:
     dtype: str
     tensor: str
     mode: str
-    hard: float = math.nan
-    sharp: float = math.nan
+    hard: float | None = None
+    sharp: float | None = None
     sharp_case: str = ""
-    rms: tuple[float, float] = (math.nan, math.nan)
-    t: float = math.nan
-    t_sign: float = math.nan
+    rms: tuple[float, float] | None = None
+    t: float | None = None
+    t_sign: float | None = None
     distributions: int = 0
 
     def measured(self, entry: Measurement) -> None:
@@ -46,12 +45,12 @@ class TierRow:
 
     def measured_sharply(self, case: str, entry: Sharp) -> None:
         """Take a measurement against a sharp budget in."""
-        if math.isnan(self.sharp) or severity(entry.headroom) > severity(self.sharp):
+        if self.sharp is None or severity(entry.headroom) > severity(self.sharp):
             self.sharp, self.sharp_case = entry.headroom, case
 
     def scored(self, entry: Distribution) -> None:
         """Take the statistics of a tensor's scores in."""
-        low, high = self.rms
+        low, high = self.rms or (entry.rms, entry.rms)
         self.rms = (-_larger(-low, -entry.rms), _larger(high, entry.rms))
         self.t, self.t_sign = _larger(self.t, abs(entry.t)), _larger(self.t_sign, abs(entry.t_sign))
         self.distributions += 1
@@ -89,13 +88,13 @@ def tiers(records: Iterable[CaseRecord]) -> Tiers:
                 row(record, close.tensor, close.mode).measured_sharply(record.case, close)
             for scores in result.distributions:
                 row(record, scores.tensor, scores.mode).scored(scores)
-    judged = any(not math.isnan(found.sharp) or found.distributions for found in rows.values())
+    judged = any(found.sharp is not None or found.distributions for found in rows.values())
     return Tiers(
         rows=tuple(rows[key] for key in sorted(rows, key=lambda key: table_order(*key))) if judged else (),
         inapplicable={check: dict(found.most_common()) for check, found in sorted(reasons.items())},
     )
 
 
-def _larger(known: float, value: float) -> float:
-    """The larger of two; an unknown one (NaN) gives way, and a value that is NaN stays."""
-    return value if math.isnan(known) or math.isnan(value) else max(known, value)
+def _larger(known: float | None, value: float) -> float:
+    """The larger of two, or the value where nothing is known; NaN, which no bound holds, is larger than any number."""
+    return value if known is None or severity(value) > severity(known) else known

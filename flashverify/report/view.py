@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flashverify.records.axioms import Axioms
 from flashverify.records.certificate import Certificate
-from flashverify.records.measurement import CaseRecord, Element, Measurement, Verdict
+from flashverify.records.measurement import CaseRecord, Element, Verdict
 from flashverify.records.summary import (
     CERTIFIED,
     FAILED,
@@ -15,12 +15,13 @@ from flashverify.records.summary import (
     NOTHING_RAN,
     Summary,
     Worst,
-    settled_verdict,
-    severity,
     summarise,
     table_order,
 )
+from flashverify.records.tiers import tiers
 from flashverify.report.conclusion import verdict_caveats, verdict_sentence, verdict_word
+from flashverify.report.problems import Problem, describe, worst_first
+from flashverify.report.rounding import TierLine, tier_lines
 from flashverify.report.text import count, duration, exact, number, replay_command
 
 PROBLEMS_SHOWN = 50
@@ -52,17 +53,6 @@ class AxiomRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A failed or inconclusive case, with its worst tensor."""
-
-    case: str
-    verdict: str
-    reasons: tuple[str, ...]
-    replay: str
-    tensors: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Everything that a report shows, as text.
 
@@ -84,6 +74,8 @@ class View:
         unsupported: reason and number of cases.
         contracts: (dtype, number of cases, parameters); a parameter lists every value that it took.
         axioms: what the device's arithmetic was measured to do; empty if it was not measured.
+        tiers: errors against hard and sharp budgets, and statistics of their scores; empty if none beyond the hard ran.
+        inapplicable: rows of check, reason why it did not apply, and number of cases.
     """
 
     kernel: str
@@ -107,14 +99,15 @@ class View:
     unsupported: dict[str, int]
     contracts: tuple[tuple[str, int, dict[str, str]], ...]
     axioms: tuple[AxiomRow, ...]
+    tiers: tuple[TierLine, ...]
+    inapplicable: tuple[tuple[str, str, str], ...]
 
 
 def build_view(certificate: Certificate) -> View:
     """The certificate as a reader meets it."""
     summary = summarise(certificate)
-    problems = sorted(
-        (record for record in certificate.records if settled_verdict(record) in _PROBLEM_ORDER), key=_problem_order
-    )
+    problems = worst_first(certificate.records)
+    rounding = tiers(certificate.records)
     plan = certificate.plan
     return View(
         kernel=plan.kernel,
@@ -145,7 +138,7 @@ def build_view(certificate: Certificate) -> View:
             )
             if worst is not None
         ),
-        problems=tuple(_problem(record) for record in problems[:PROBLEMS_SHOWN]),
+        problems=tuple(map(describe, problems[:PROBLEMS_SHOWN])),
         problems_left_out=max(0, len(problems) - PROBLEMS_SHOWN),
         tensors=tuple(
             _row(plan.kernel, (*key, number(summary.tensor_relative[key].value)), worst, summary.tensor_headroom[key])
@@ -156,12 +149,16 @@ def build_view(certificate: Certificate) -> View:
         unsupported=summary.unsupported,
         contracts=_contracts(certificate.records),
         axioms=_axioms(certificate.axioms),
+        tiers=tier_lines(rounding, plan.kernel),
+        inapplicable=tuple(
+            (check, reason, f"{cases:,}")
+            for check, reasons in rounding.inapplicable.items()
+            for reason, cases in reasons.items()
+        ),
     )
 
 
 _KINDS = {CERTIFIED: "certified", FAILED: "failed", INCONCLUSIVE: "inconclusive", NOTHING_RAN: "nothing"}
-
-_PROBLEM_ORDER = (Verdict.FAIL, Verdict.INCONCLUSIVE)
 
 
 def _axioms(axioms: Axioms | None) -> tuple[AxiomRow, ...]:
@@ -177,11 +174,6 @@ def _axioms(axioms: Axioms | None) -> tuple[AxiomRow, ...]:
         )
         for line in lines
     )
-
-
-def _problem_order(record: CaseRecord) -> tuple[int, float]:
-    excess = [severity(entry.headroom) for result in record.results for entry in result.measurements]
-    return (_PROBLEM_ORDER.index(settled_verdict(record)), -max(excess, default=0.0))
 
 
 def _place(element: Element | None) -> str:
@@ -229,41 +221,6 @@ def _groups(summary: Summary) -> tuple[tuple[str, ...], ...]:
             f"{sum(group.unsupported.values()):,}",
         )
         for group in summary.groups
-    )
-
-
-def _problem(record: CaseRecord) -> Problem:
-    results = [result for result in record.results if result.verdict in _PROBLEM_ORDER]
-    reasons = dict.fromkeys(f"{result.check}: {result.reason}" for result in results if result.reason)
-    if record.reason and not any(record.reason in reason for reason in reasons):
-        reasons = {record.reason: None, **reasons}
-    entries = sorted(
-        (entry for result in results for entry in result.measurements if entry.worst is not None and _suspect(entry)),
-        key=lambda entry: -severity(entry.headroom),
-    )
-    return Problem(
-        case=record.case,
-        verdict=str(settled_verdict(record)),
-        reasons=tuple(reasons) or ("no reason given",),
-        replay=replay_command(record.case, record.kernel),
-        tensors=tuple(_suspect_row(entry, entry.worst) for entry in entries if entry.worst is not None),
-    )
-
-
-def _suspect(entry: Measurement) -> bool:
-    return entry.violations > 0 or not entry.headroom <= 1.0
-
-
-def _suspect_row(entry: Measurement, worst: Element) -> tuple[str, ...]:
-    return (
-        entry.tensor,
-        entry.mode,
-        f"[{', '.join(map(str, worst.index))}]",
-        exact(worst.value),
-        exact(worst.truth),
-        number(worst.budget),
-        number(entry.headroom),
-        f"{entry.violations:,} of {entry.elements:,}",
     )
 
 

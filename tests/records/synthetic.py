@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import msgspec
 
@@ -12,7 +13,7 @@ from flashverify.cases.case import DTYPES, AttentionCase
 from flashverify.records.axioms import Axiom, Axioms, TensorCoreModel
 from flashverify.records.certificate import Certificate, Plan
 from flashverify.records.environment import Environment
-from flashverify.records.measurement import CaseRecord, CheckResult, Element, Measurement, Verdict
+from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Element, Measurement, Sharp, Verdict
 
 REGIMES = (
     "normal", "peaked", "huge-logits", "one-hot", "repeated-maximum", "equal-logits", "cancelling-values",
@@ -117,6 +118,46 @@ def record(
         seconds=0.125,
         peak_bytes=1 << 20,
     )
+
+
+def sharp(tensor: str = "out", mode: str = "forward", **changes: object) -> Sharp:
+    """A measurement within its sharp budget, with some fields changed."""
+    element = Element(index=(0, 1, 17, 3), value=0.25, truth=0.2500001, budget=1e-4)
+    fields: dict[str, object] = {
+        "elements": 1000, "headroom": 0.75, "certain_excess": 0.74, "violations": 0, "worst": element,
+    }  # fmt: skip
+    return Sharp(tensor=tensor, mode=mode, **(fields | changes))  # type: ignore[arg-type]
+
+
+def distribution(tensor: str = "out", mode: str = "forward", **changes: object) -> Distribution:
+    """Scores within their ranges, with some fields changed."""
+    fields: dict[str, object] = {
+        "elements": 960, "rows": 64, "rms": 0.98, "smallest_rms": 0.75, "largest_rms": 1.25, "mean": 0.01, "t": 1.5,
+        "largest_t": 8.0, "shrinkage": -0.02, "t_sign": -2.5, "largest_t_sign": 8.25,
+    }  # fmt: skip
+    return Distribution(tensor=tensor, mode=mode, **(fields | changes))  # type: ignore[arg-type]
+
+
+def tiered(
+    case: AttentionCase,
+    close: Sharp | None = None,
+    scores: Distribution | None = None,
+    hard: Measurement | None = None,
+) -> CaseRecord:
+    """A case's record in all three tiers, each with one measurement; verdicts follow from them, reasons are made up."""
+    close, scores, hard = close or sharp(), scores or distribution(), hard or measurement()
+
+    def result(check: str, fails: bool, **found: object) -> CheckResult:
+        verdict, reason = (Verdict.FAIL, "made up") if fails else (Verdict.PASS, "")
+        return CheckResult(check=check, verdict=verdict, reason=reason, **found)  # type: ignore[arg-type]
+
+    results = (
+        result("accuracy", hard.violations > 0, measurements=(hard,)),
+        result("distribution", bool(scores.defects), distributions=(scores,)),
+        result("sharp", close.violations > 0, sharp=(close,)),
+    )
+    whole = Verdict.worst([result.verdict for result in results])
+    return replace(record(case, whole), results=results, reason="made up" if whole is Verdict.FAIL else "")
 
 
 def certificate(

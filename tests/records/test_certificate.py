@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import struct
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from flashverify.records import files
 from flashverify.records.certificate import COLUMNS, Certificate, Columns, now
-from flashverify.records.measurement import CaseRecord, Distribution, Element, Measurement, Sharp, Verdict
+from flashverify.records.measurement import Distribution, Element, Measurement, Sharp, Verdict
 from flashverify.records.schema import certificate_schema, schema_text
 from flashverify.records.wire import decode_record, encode_record
-from tests.records.synthetic import case, certificate, measurement, plausible, record
+from tests.records.synthetic import case, certificate, distribution, measurement, plausible, record, sharp, tiered
 
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "certificate.schema.json"
 FLOATS = [name for name, kind in Measurement.__annotations__.items() if kind == "float"]
@@ -43,9 +44,9 @@ def same(first: object, second: object) -> bool:
         return isinstance(second, float) and bits(first) == bits(second)
     if isinstance(first, tuple):
         return isinstance(second, tuple) and len(first) == len(second) and all(map(same, first, second))
-    if isinstance(first, (Certificate, CaseRecord, Measurement, Element)) or hasattr(first, "measurements"):
+    if dataclasses.is_dataclass(first):
         return type(first) is type(second) and all(
-            same(getattr(first, name), getattr(second, name)) for name in first.__dataclass_fields__
+            same(getattr(first, name), getattr(second, name)) for name in type(first).__dataclass_fields__
         )
     return type(first) is type(second) and first == second
 
@@ -85,6 +86,22 @@ def test_any_record_survives(
     kept = record(case(), Verdict.FAIL, (entry,), reason)
     kept.contract.clear()
     kept.contract.update(contract)
+    assert same(decode_record(encode_record(kept)), kept)
+    whole = certificate(kept, record(case(seed=1)))
+    assert same(Certificate.from_json(whole.to_json()), whole)
+
+
+@given(st.data(), elements)
+def test_sharp_measurements_and_distributions_survive(data: st.DataObject, worst: Element | None) -> None:
+    def floats(kind: type) -> dict[str, float]:
+        return {name: data.draw(any_float) for name, of in kind.__annotations__.items() if of == "float"}
+
+    counts = {name: data.draw(st.integers(0, 2**40)) for name in ("elements", "rows")}
+    kept = tiered(
+        case(),
+        sharp("dq", "unrounded", elements=counts["elements"], violations=counts["rows"], worst=worst, **floats(Sharp)),
+        distribution("dk", "modular", **counts, **floats(Distribution)),
+    )
     assert same(decode_record(encode_record(kept)), kept)
     whole = certificate(kept, record(case(seed=1)))
     assert same(Certificate.from_json(whole.to_json()), whole)
@@ -145,6 +162,10 @@ DAMAGES = {
     "field plan.lane: got \"cloud\"": lambda d: d["plan"].update(lane="cloud"),
     "field schema: got 'flashverify/certificate/9', accepted is 'flashverify/certificate/1'":
         lambda d: d.update(schema="flashverify/certificate/9"),
+    "field records[0].results[0].sharp[0].headroom: got null, accepted is a number":
+        lambda d: d["records"][0]["results"][0].update(sharp=[["out", "forward", 1, None, 0.5, 0, None]]),
+    "field records[0].results[0].distributions[0].rows: got -1, accepted is int >= 0":
+        lambda d: d["records"][0]["results"][0].update(distributions=[["out", "forward", 1, -1]]),
     "field columns": lambda d: d["columns"]["measurement"].reverse(),
 }  # fmt: skip
 
@@ -214,7 +235,7 @@ def fits(value: object, schema: dict, root: dict) -> bool:  # type: ignore[type-
 
 def test_certificates_fit_the_published_schema() -> None:
     schema = certificate_schema()
-    for kept in (plausible(40, failures=3, inconclusive=2, unsupported=4), certificate()):
+    for kept in (plausible(40, failures=3, inconclusive=2, unsupported=4), certificate(), certificate(tiered(case()))):
         assert fits(json.loads(kept.to_json()), schema, schema)
     for message, damage in DAMAGES.items():
         if "columns" not in message and "positions" not in message:
@@ -224,7 +245,9 @@ def test_certificates_fit_the_published_schema() -> None:
 
 
 def test_columns_are_named_in_the_document() -> None:
-    assert document()["columns"] == {name: list(getattr(COLUMNS, name)) for name in Columns.__struct_fields__}
+    names = {name: list(getattr(COLUMNS, name)) for name in Columns.__struct_fields__}
+    assert json.loads(certificate(tiered(case())).to_json())["columns"] == names
+    assert document()["columns"] == {name: names[name] for name in ("measurement", "element")}  # as before the tiers
     assert COLUMNS.measurement == tuple(Measurement.__dataclass_fields__)
     assert COLUMNS.element == tuple(Element.__dataclass_fields__)
     assert COLUMNS.sharp == tuple(Sharp.__dataclass_fields__)

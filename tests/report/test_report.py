@@ -7,6 +7,8 @@ import gzip
 import json
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +16,23 @@ import msgspec
 import pytest
 
 from flashverify.records.certificate import Certificate
-from flashverify.records.measurement import Verdict
+from flashverify.records.measurement import CheckResult, Verdict
 from flashverify.report.figures import figures
 from flashverify.report.render import render_html, render_markdown, write_report
 from flashverify.report.text import count, duration, markdown_cell, number, replay_command
-from tests.records.synthetic import AXIOMS, H200, ODD_AXIOMS, case, certificate, measurement, plausible, record
+from tests.records.synthetic import (
+    AXIOMS,
+    H200,
+    ODD_AXIOMS,
+    case,
+    certificate,
+    distribution,
+    measurement,
+    plausible,
+    record,
+    sharp,
+    tiered,
+)
 
 INTERPRETER = msgspec.structs.replace(H200, interpreter=True, platform="interpreter-x86_64", gpu=None)
 HOSTILE = '</script><script>alert(1)</script> | `code` *bold* [link](https://example.org) & "quotes" \n# heading'
@@ -26,6 +40,8 @@ NOT_FINITE = tuple(
     measurement(tensor, **dict.fromkeys(("max_ulp", "headroom", "max_error", "rms_ulp", "bias_ulp"), value))
     for tensor, value in (("out", math.nan), ("lse", math.inf), ("dq", -math.inf))
 )
+
+INAPPLICABLE = CheckResult(check="sharp", verdict=Verdict.UNSUPPORTED, reason="all logits are 0: equal | weights")
 
 CERTIFICATES = {
     "pass": plausible(60),
@@ -46,6 +62,14 @@ CERTIFICATES = {
     "interpreter": plausible(30, environment=INTERPRETER),
     "measured arithmetic": certificate(record(case()), axioms=AXIOMS),
     "odd arithmetic": certificate(planned=9, axioms=ODD_AXIOMS),
+    "tiers": certificate(
+        tiered(case(), sharp(headroom=0.812)),
+        tiered(case(seed=1), sharp(headroom=0.5), distribution(rms=1.125, t=-4.25)),
+        replace(record(case(seed=2)), results=(*record(case(seed=2)).results, INAPPLICABLE)),
+    ),
+    "beyond the sharp budget": certificate(tiered(case(), sharp("dq", "modular", headroom=1.75, violations=3))),
+    "scores with a direction": certificate(tiered(case(), scores=distribution("dk", "unrounded", t_sign=-31.5))),
+    "scores that are none": certificate(tiered(case(), sharp(headroom=math.nan, violations=1), distribution(rms=math.nan))),
 }  # fmt: skip
 
 
@@ -164,6 +188,43 @@ def test_the_devices_arithmetic_is_shown_and_what_fits_no_model_first() -> None:
     without = render_markdown(CERTIFICATES["one"])
     assert "## The device's own arithmetic" not in without
     assert "own arithmetic was not measured" in without
+
+
+def words_of(page: str) -> str:
+    """The visible text, one blank between words."""
+    return " ".join(page.split())
+
+
+@pytest.mark.parametrize("of", [lambda kept: Page(render_html(kept).replace("</t", " </t")).text, render_markdown])
+def test_the_tiers_have_their_table_and_their_reasons(of: Callable[[Certificate], str]) -> None:
+    section = words_of(of(CERTIFICATES["tiers"]).partition("Three tiers of rounding")[2])
+    assert re.search(
+        r"bf16 [| ]*out [| ]*forward [| ]*0\.25 [| ]*0\.812 [| ]*0\.980 to 1\.125 [| ]*4\.25 [| ]*2\.5 [| ]*2 ", section
+    )
+    assert f"flashverify replay {case().id}" in section
+    assert re.search(r"sharp [| ]*all logits are 0 [| ]*1 ", section)
+    assert "Three tiers of rounding" not in of(CERTIFICATES["one"])
+
+
+@pytest.mark.parametrize("of", [lambda kept: Page(render_html(kept).replace("</t", " </t")).text, render_markdown])
+def test_a_failure_in_a_later_tier_shows_its_numbers(of: Callable[[Certificate], str]) -> None:
+    beyond = words_of(of(CERTIFICATES["beyond the sharp budget"]).partition("Failures")[2].partition("Worst known")[0])
+    assert re.search(r"sharp,? dq \(?modular\)? .*1\.75.* 3 of 1,000", beyond)
+    biased = words_of(of(CERTIFICATES["scores with a direction"]).partition("Failures")[2].partition("Worst known")[0])
+    assert re.search(r"dk \(?unrounded.* 960 in 64 rows.*0\.98 \(0\.75 to 1\.25\).*1\.5 \(±8\).*−31\.5 \(±8\.25\)", biased)
+    assert "NaN (0.75 to 1.25)" in words_of(of(CERTIFICATES["scores that are none"]))
+
+
+def test_cases_far_beyond_a_budget_come_first() -> None:
+    found = certificate(
+        tiered(case(), scores=distribution(rms=9.0)),
+        tiered(case(seed=1), sharp(headroom=2.0, violations=1)),
+        tiered(case(seed=2), sharp(headroom=3.0, violations=1)),
+        tiered(case(seed=3), hard=measurement(headroom=1.5, violations=1)),
+    )
+    text = render_markdown(found)
+    places = [text.index(f"`{case(seed=seed).id}`") for seed in (3, 2, 1, 0)]
+    assert places == sorted(places)
 
 
 def test_every_tensor_has_its_worst_case() -> None:
