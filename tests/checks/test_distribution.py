@@ -88,7 +88,7 @@ def test_what_is_left_out_depends_on_the_truth_alone(out: View) -> None:
 
 UNEVEN = {
     "the true values": lambda view: dataclasses.replace(view, truth=view.truth.bfloat16().double() * (1.0 + 2.0**-11)),
-    "0 scores": lambda view: dataclasses.replace(view, truth=view.truth.bfloat16().double()),
+    "too few scores: 0": lambda view: dataclasses.replace(view, truth=view.truth.bfloat16().double()),
     "what is common": lambda view: dataclasses.replace(
         view, spread=dataclasses.replace(view.spread, bias=2.0 * view.spread.size(view.truth, view.stored))
     ),
