@@ -111,7 +111,9 @@ def statistics(view: View, contract: Contract) -> Distribution:
     shared = _shared(view, size, present)
     noise = limit * (squares.error + math.sqrt(2.0) * shared)
     largest = accuracy.largest**2 + bias_squared + 2.0 * accuracy.largest * math.sqrt(bias_squared) + noise
-    smallest = max(accuracy.smallest**2 - noise, 0.0)
+    # what is estimated from above may be smaller: only the known roundings have to be there
+    known = Clustered.of((by_row(view.spread.known(view.truth, view.stored)) / size).square(), present).mean
+    smallest = max(accuracy.smallest**2 * known - noise, 0.0)
     limit = limit * math.sqrt(1.0 + squares.rows * shared)
     return Distribution(
         tensor=view.tensor,

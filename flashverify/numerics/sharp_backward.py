@@ -52,17 +52,16 @@ def backward_spread(
     moments = Moments(contract)
     lanes = Lanes.of(case, inputs)
     rows = _RowInputs.of(case, inputs, out, lse, forward)
-    dq_bias, dq_variance = torch.zeros_like(lanes.q), torch.zeros_like(lanes.q)
+    found = [torch.zeros_like(lanes.q) for _ in range(3)]
     columns = _Columns.zeros(lanes)
     for tile in lanes.tiles(tile_elements):
         gradient = _Gradient.of(tile, moments, rows)
-        bias, variance = _dq(gradient)
-        tile.place.put(dq_bias, bias)
-        tile.place.put(dq_variance, variance)
+        for target, values in zip(found, _dq(gradient), strict=True):
+            tile.place.put(target, values)
         columns.add(gradient)
     dk, dv = columns.settle(moments, case)
-    dq = Spread(dq_bias.reshape(inputs.q.shape), dq_variance.sqrt().reshape(inputs.q.shape))
-    return dq, _shaped(dk, inputs.k), _shaped(dv, inputs.v)
+    bias, deviation, casts = found
+    return _shaped(Spread(bias, deviation, casts=casts), inputs.q), _shaped(dk, inputs.k), _shaped(dv, inputs.v)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +112,7 @@ class _Gradient:
         ds: dS.
         weight_variance: variance of P as it enters Pᵀ·dO, but for what is common to a row.
         ds_variance: variance of dS as it enters dq and dk, but for what is common to a row.
+        weight_cast, ds_cast: the parts of these two by their rounding to a 16-bit format.
         weight_bias: largest mean relative error of a weight, but for what is kept signed.
         ds_bias: largest mean error of dS by dP.
         vanished_p, vanished_ds: P and dS where their rounding makes them 0.
@@ -128,6 +128,8 @@ class _Gradient:
     ds: torch.Tensor
     weight_variance: torch.Tensor
     ds_variance: torch.Tensor
+    weight_cast: torch.Tensor
+    ds_cast: torch.Tensor
     weight_bias: torch.Tensor
     ds_bias: torch.Tensor
     vanished_p: torch.Tensor
@@ -175,7 +177,8 @@ class _Gradient:
         if contract.score_gradient_of_rounded:
             ds_variance = ds_variance + cast * difference.square()
         factor = abs(tile.scale) if contract.score_gradient_scaled and tile.scale else 1.0
-        ds_variance = ds_variance + moments.cast(contract.score_gradient, ds.abs(), factor)
+        ds_cast = moments.cast(contract.score_gradient, ds.abs(), factor)
+        ds_variance = ds_variance + ds_cast
         weight_variance = p.square() * relative + cast
         return cls(
             tile=tile,
@@ -184,6 +187,8 @@ class _Gradient:
             ds=ds,
             weight_variance=torch.where(seen, weight_variance, 0.0),
             ds_variance=torch.where(seen, ds_variance, 0.0),
+            weight_cast=torch.where(seen, cast, 0.0),
+            ds_cast=torch.where(seen, ds_cast, 0.0),
             # a fraction that is close to 0 does not have the mean error of all fractions
             weight_bias=score_shrinkage(tile, moments) + take(rows.lse_bias)[..., None] + moments.exponential_mean * (p > 0.5),
             ds_bias=p * dp_bias,
@@ -197,8 +202,8 @@ class _Gradient:
         )
 
 
-def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bias and variance of dq for the rows of a tile, (c, r, d)."""
+def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Bias and deviation of dq for the rows of a tile, and the part of it by casts, (c, r, d)."""
     tile, moments = gradient.tile, gradient.moments
     keys, squares, magnitudes = tile.k, tile.k.square(), tile.k.abs()
     value, weighted = gradient.ds @ keys, gradient.p @ keys
@@ -211,7 +216,8 @@ def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor]:
     bias = bias + (gradient.vanished_ds @ keys).abs() + moments.exponential_mean * value.abs()
     bias = bias + moments.multiplier * (((gradient.ds * gradient.logit) @ keys).abs() + value.abs())
     bias = bias + moments.conversion * ((gradient.ds * gradient.converted) @ keys).abs()
-    return abs(tile.scale) * bias, tile.scale**2 * variance
+    scale = abs(tile.scale)
+    return scale * bias, scale * variance.sqrt(), scale * (gradient.ds_cast @ squares).sqrt()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +227,7 @@ class _Columns:
     Attributes:
         dv, dk: values.
         dv_variance, dk_variance: variances before the accumulation's own.
+        dv_casts, dk_casts: of these, by the roundings of P and dS.
         dv_shared, dk_shared: of these, by errors that all keys of a query row share.
         dv_squares, dk_squares: sums of squared products.
         dv_bias, dk_bias: biases, but for what is kept signed:
@@ -234,6 +241,8 @@ class _Columns:
     dk: torch.Tensor
     dv_variance: torch.Tensor
     dk_variance: torch.Tensor
+    dv_casts: torch.Tensor
+    dk_casts: torch.Tensor
     dv_shared: torch.Tensor
     dk_shared: torch.Tensor
     dv_squares: torch.Tensor
@@ -262,6 +271,8 @@ class _Columns:
         shared_by_dk = (gradient.delta_variance * p.square() + gradient.common * ds.square()).mT @ queries.square()
         self.dv[lanes] += p.mT @ cotangents
         self.dk[lanes] += ds.mT @ queries
+        self.dv_casts[lanes] += gradient.weight_cast.mT @ cotangents.square()
+        self.dk_casts[lanes] += gradient.ds_cast.mT @ queries.square()
         self.dv_shared[lanes] += shared_by_dv
         self.dk_shared[lanes] += shared_by_dk
         self.dv_variance[lanes] += gradient.weight_variance.mT @ cotangents.square() + shared_by_dv
@@ -293,11 +304,11 @@ class _Columns:
         dk_bias = dk_bias + moments.multiplier * (self.dk_logit.abs() + self.dk.abs())
         dk_bias = dk_bias + moments.conversion * self.dk_converted.abs()
         return (
-            Spread(scale * dk_bias, scale * dk_variance.sqrt(), scale * self.dk_shared.sqrt()),
-            Spread(dv_bias, dv_variance.sqrt(), self.dv_shared.sqrt()),
+            Spread(scale * dk_bias, scale * dk_variance.sqrt(), scale * self.dk_shared.sqrt(), scale * self.dk_casts.sqrt()),
+            Spread(dv_bias, dv_variance.sqrt(), self.dv_shared.sqrt(), self.dv_casts.sqrt()),
         )
 
 
 def _shaped(spread: Spread, like: torch.Tensor) -> Spread:
-    shared = None if spread.shared is None else spread.shared.reshape(like.shape)
-    return Spread(spread.bias.reshape(like.shape), spread.deviation.reshape(like.shape), shared)
+    shared, casts = (None if part is None else part.reshape(like.shape) for part in (spread.shared, spread.casts))
+    return Spread(spread.bias.reshape(like.shape), spread.deviation.reshape(like.shape), shared, casts)

@@ -51,14 +51,14 @@ def forward_spread(
     moments = Moments(contract)
     lanes = Lanes.of(case, inputs)
     true_out, true_lse = by_lane(case, out), by_lane(case, lse)
-    spreads = [torch.zeros_like(x) for x in (true_out, true_out, true_lse, true_lse)]
+    spreads = [torch.zeros_like(x) for x in (true_out, true_out, true_out, true_lse, true_lse)]
     for tile in lanes.tiles(tile_elements):
         row = _Rows.of(tile, moments, tile.place.take(true_lse)[..., None])
         found = (*_out(row, tile.place.take(true_out)), *(x.squeeze(-1) for x in _lse(row)))
         for target, values in zip(spreads, found, strict=True):
             tile.place.put(target, torch.where(_sees(tile, values), values, 0.0))
-    shaped = [x.reshape(like.shape) for x, like in zip(spreads, (out, out, lse, lse), strict=True)]
-    return ForwardSpread(out=Spread(shaped[0], shaped[1]), lse=Spread(shaped[2], shaped[3]))
+    shaped = [x.reshape(like.shape) for x, like in zip(spreads, (out, out, out, lse, lse), strict=True)]
+    return ForwardSpread(out=Spread(shaped[0], shaped[1], casts=shaped[2]), lse=Spread(shaped[3], shaped[4]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +150,14 @@ def _relative_variance(tile: Tile, moments: Moments, gap: torch.Tensor, exponent
     return score_variance(tile, moments) + argument + moments.exponential * (exponentials > 0.0)
 
 
-def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bias and deviation of out, (c, r, d)."""
+def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Bias and deviation of out, and the part of it by casts, (c, r, d)."""
     tile, moments, values = row.tile, row.moments, row.tile.v
     squares = values.square()
     cast_variance, vanished = _cast(row)
     variance = centred_squares(row.p.square() * row.relative, values, out)
-    variance = variance + cast_variance @ squares
+    by_casts = cast_variance @ squares
+    variance = variance + by_casts
     variance = variance + moments.dot(row.p.square() @ squares, out, tile.lengths)
     variance = variance + out.square() * (moments.rounding * row.depth + moments.division)
     if moments.contract.probability is None:  # otherwise far below the casts
@@ -167,7 +168,7 @@ def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     bias = bias + moments.multiplier * centred_mean(row.p * row.multiplier, values, out).abs()
     if row.shrinkage.any():
         bias = bias + centred_sum(row.p * row.shrinkage, values, out)
-    return bias, variance.sqrt()
+    return bias, variance.sqrt(), by_casts.sqrt()
 
 
 def _cast(row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,11 +27,14 @@ class Spread:
         deviation: standard deviation of the rest.
         shared: the part of it that all rows of the tensor have in common, or None if there is none: of dk and dv, by the errors
             of each query row's delta and lse.
+        casts: the part of it by the roundings of P and dS to a 16-bit format, or None if that is not known. These the model
+            knows; the rest is estimated from above.
     """
 
     bias: torch.Tensor
     deviation: torch.Tensor
     shared: torch.Tensor | None = None
+    casts: torch.Tensor | None = None
 
     def allowed(self, truth: torch.Tensor, stored: Format, factor: float) -> torch.Tensor:
         """The sharp budget of a tensor that is rounded to `stored`; infinite where the model gives no number."""
@@ -39,6 +42,11 @@ class Spread:
         known = torch.where(truth.isfinite(), truth, 0.0).abs()
         reach = torch.where(before.isfinite(), known + before, 0.0)
         return torch.nan_to_num(before + 0.5 * stored.ulp(reach), nan=torch.inf, posinf=torch.inf)
+
+    def known(self, truth: torch.Tensor, stored: Format) -> torch.Tensor:
+        """Standard deviation of what is not estimated from above: the roundings of P and dS, and the final one."""
+        final = UNIFORM * stored.ulp(torch.where(truth.isfinite(), truth, 0.0)).square()
+        return final.sqrt() if self.casts is None else (self.casts.square() + final).sqrt()
 
     def size(self, truth: torch.Tensor, stored: Format) -> torch.Tensor:
         """Standard deviation of the whole error of a tensor that is rounded to `stored`."""
