@@ -212,7 +212,7 @@ def test_nothing_that_ran_is_nothing_certified(run, folder, options):
 
 
 USAGE = {
-    "certify --kernel cutlass": "kernel: got 'cutlass', accepted are mutant:NAME, triton, and package.module:function",
+    "certify --kernel cutlass": "kernel: got 'cutlass', accepted are mutant:NAME, triton, sdpa:flash, ",
     "certify --kernel mutant:radioactive": "mutant: got 'radioactive', accepted are scale-off",
     "certify --kernel no_such_package:f": "kernel: got 'no_such_package:f'; module 'no_such_package' can't be imported",
     "certify --matrix huge": "matrix: got 'huge', accepted are smoke, standard, full",
