@@ -101,6 +101,7 @@ def test_a_pass_is_certified_and_leaves_its_files(run, folder):
     assert (code, err) == (0, "")
     assert "certified" in out
     assert "1 cases: 1 pass" in out  # the same case twice is one case
+    assert "time of all workers: kernel " in out
     names = {path.name for path in (folder / "certificates").iterdir()}
     assert names == {"triton-cases.json", "triton-cases.html", "triton-cases.md"}  # no journal, nothing partial
     for name in names:

@@ -25,6 +25,11 @@ def sharp(examination: Examination) -> CheckResult | None:
     """Every element within T2; None for float64 cases."""
     if examination.case.dtype == "fp64":
         return None
+    with examination.stopwatch.stage("sharp"):
+        return _examine(examination)
+
+
+def _examine(examination: Examination) -> CheckResult:
     reason = examination.not_sharp or end_to_end(examination).range_violation(examination)
     if reason is not None:
         return CheckResult(check="sharp", verdict=Verdict.UNSUPPORTED, reason=reason)
