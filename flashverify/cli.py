@@ -197,12 +197,11 @@ def replay(
 ) -> None:
     """Run one case again, here, and show where the worst element of each tensor is, and its row."""
     from flashverify.campaign.worker import examine_with
-    from flashverify.checks import accuracy, function
     from flashverify.checks.examination import Examination
     from flashverify.checks.registry import all_checks
-    from flashverify.console.anatomy import worst_row
     from flashverify.console.axioms import print_unexplained
-    from flashverify.console.tables import measurement_table, verdict_text
+    from flashverify.console.replay import print_replay
+    from flashverify.console.tables import verdict_text
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
     from flashverify.records.axioms import to_axioms
@@ -223,26 +222,7 @@ def replay(
         console.print(f"{asked.id}: {verdict_text(Verdict.INCONCLUSIVE)}", soft_wrap=True)
         console.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(INCONCLUSIVE) from error
-    console.print(f"{asked.id}: {verdict_text(record.verdict)}", soft_wrap=True)
-    if record.reason:
-        console.print(record.reason, markup=False)
-    for key, value in record.configuration.items():
-        console.print(f"  {key}: {value}", markup=False)
-    for result in record.results:
-        console.print(f"check {result.check}: {verdict_text(result.verdict)}")
-        if result.measurements:
-            console.print(measurement_table(result.measurements))
-    examination = Examination(examined, asked, arithmetic)
-    for check, source in ((accuracy, examination), (function, None)):
-        if not any(result.check == check.__name__.rpartition(".")[2] and result.measurements for result in record.results):
-            continue
-        compared = max(
-            (c for c in check.comparisons(source or examination.doubled) if c.truth.numel()),
-            key=lambda comparison: float(comparison.headroom().max()),
-            default=None,
-        )
-        if compared is not None:
-            console.print(worst_row(compared))
+    print_replay(console, record, Examination(examined, asked, arithmetic))
     codes = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.UNSUPPORTED: 5}
     raise typer.Exit(codes[record.verdict])
 

@@ -101,6 +101,7 @@ def test_a_pass_is_certified_and_leaves_its_files(run, folder):
     assert (code, err) == (0, "")
     assert "certified" in out
     assert "1 cases: 1 pass" in out  # the same case twice is one case
+    assert "time of all workers: kernel " in out
     names = {path.name for path in (folder / "certificates").iterdir()}
     assert names == {"triton-cases.json", "triton-cases.html", "triton-cases.md"}  # no journal, nothing partial
     for name in names:
@@ -212,7 +213,7 @@ def test_nothing_that_ran_is_nothing_certified(run, folder, options):
 
 
 USAGE = {
-    "certify --kernel cutlass": "kernel: got 'cutlass', accepted are mutant:NAME, triton, and package.module:function",
+    "certify --kernel cutlass": "kernel: got 'cutlass', accepted are mutant:NAME, triton, sdpa:flash, ",
     "certify --kernel mutant:radioactive": "mutant: got 'radioactive', accepted are scale-off",
     "certify --kernel no_such_package:f": "kernel: got 'no_such_package:f'; module 'no_such_package' can't be imported",
     "certify --matrix huge": "matrix: got 'huge', accepted are smoke, standard, full",
@@ -307,6 +308,25 @@ def test_replay_marks_the_element_that_the_reason_names(run):
     _, out, _ = run("replay", BASE_2, "--kernel", "mutant:lse-in-base-2")
     index = out.partition("worst ")[2].partition(" at (")[2].partition(")")[0]
     assert f"worst at [{index}]" in out
+
+
+def test_replay_shows_the_tiers_and_the_row_that_only_the_sharp_budget_finds(run):
+    case = "bf16_b1_h1x1_n128x144_d64_full_normal_contiguous_s0"
+    code, out, _ = run("replay", case, "--kernel", "mutant:out-accumulated-in-bf16")
+    assert code == 1
+    for words in ("check accuracy: pass", "check sharp: fail", "check distribution: fail", "error / sharp budget", "rms(z)"):
+        assert words in out
+    assert "; out (unrounded): errors are " in out
+    rows = [line for line in out.splitlines() if "worst at [" in line]
+    assert len(rows) == 2
+    index = out.partition("check sharp")[2].partition("worst ")[2].partition(" at (")[2].partition(")")[0]
+    assert f"worst at [{index}]" in rows[1]
+    assert "sharp budget" in out.partition(rows[1])[2]
+
+
+def test_replay_says_why_a_tier_does_not_apply(run):
+    _, out, _ = run("replay", TINY)
+    assert "does not apply: too few scores: " in out
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from flashverify.records.certificate import Certificate
-from flashverify.records.measurement import Verdict
-from tests.records.synthetic import H200, case, certificate, measurement, plausible, record
+from flashverify.records.measurement import Distribution, Sharp, Verdict
+from tests.records.synthetic import H200, case, certificate, distribution, measurement, plausible, record, sharp, tiered
 
 BASE = certificate(record(case()), record(case(seed=1), measurements=(measurement(max_ulp=0.75),)))
 
@@ -67,6 +67,47 @@ OUTCOMES = {
     "another kernel": (ANOTHER_KERNEL, (), 3, ["kernel: got 'mutant:scale-off', the baseline holds for 'triton'"]),
     "another kernel, allowed": (ANOTHER_KERNEL, ("--allow-kernel",), 0, ["kernel: triton -> mutant:scale-off"]),
 }
+
+
+TIERED = certificate(tiered(case()), tiered(case(seed=1)))
+
+
+def with_tiers(close: Sharp | None = None, scores: Distribution | None = None) -> Certificate:
+    return replace(TIERED, records=(tiered(case(), close, scores), TIERED.records[1]))
+
+
+TIER_OUTCOMES = {
+    "the same": (TIERED, TIERED, 0, ["16 numbers: 16 equal, 0 fell, 0 rose"]),
+    "sharp": (
+        with_tiers(sharp(headroom=0.9)),
+        TIERED,
+        2,
+        ["beyond the baseline's worst", "error / sharp budget", "0.75", "1.2"],
+    ),
+    "rms": (with_tiers(None, distribution(rms=1.176)), TIERED, 2, ["rms(z)", "0.98", "1.18"]),
+    "t": (with_tiers(None, distribution(t=1.8)), TIERED, 2, ["|t| / limit", "0.188", "0.225"]),
+    "t_sign": (with_tiers(None, distribution(t_sign=-3.0)), TIERED, 2, ["|t_sign| / limit", "0.303", "0.364"]),
+    "not scored": (with_tiers(None, distribution("dq")), TIERED, 2, ["coverage lost", "distribution: out", "not scored"]),
+    "fewer cases": (certificate(TIERED.records[0]), TIERED, 2, ["coverage lost", "not run"]),
+    "another platform": (
+        replace(TIERED, environment=msgspec.structs.replace(H200, platform="nvidia-b200")),
+        TIERED,
+        3,
+        ["platform: got 'nvidia-b200'"],
+    ),
+    "before the tiers": (TIERED, BASE, 0, ["8 numbers: ", "new checks, which the baseline cannot judge: distribution, sharp"]),
+    "after the tiers": (BASE, TIERED, 2, ["check sharp", "check distribution", "not run"]),
+}
+
+
+@pytest.mark.parametrize("name", TIER_OUTCOMES)
+def test_the_later_tiers_have_their_exit_codes_and_their_words(tmp_path: Path, name: str) -> None:
+    new, baseline, expected, printed = TIER_OUTCOMES[name]
+    code, out, err = gate(tmp_path, new, baseline=baseline)
+    assert (code, err) == (expected, "")
+    for part in printed:
+        assert part in out
+    assert ("REGRESSION against the baseline" in out) == (expected == 2)
 
 
 @pytest.mark.parametrize("name", OUTCOMES)

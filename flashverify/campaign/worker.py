@@ -86,8 +86,7 @@ def examine_with(
     if unknown:
         raise ValueError(f"checks: got {', '.join(unknown)}, accepted are {', '.join(registered)}")
     results = [result for name in checks if (result := registered[name](examination)) is not None]
-    if on_gpu:
-        torch.cuda.synchronize()
+    timings = examination.stopwatch.seconds()
     verdict = Verdict.worst([result.verdict for result in results])
     return _record(
         case,
@@ -98,6 +97,7 @@ def examine_with(
         contract=examination.contract.describe(),
         configuration=kernel.configuration(case) | examination.inferred,
         seconds=time.perf_counter() - started,
+        timings=timings,
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
     )
 
@@ -118,6 +118,7 @@ def _record(
     contract: Mapping[str, str] | None = None,
     configuration: Mapping[str, str] | None = None,
     seconds: float = 0.0,
+    timings: Mapping[str, float] | None = None,
     peak_bytes: int | None = None,
 ) -> CaseRecord:
     return CaseRecord(
@@ -132,6 +133,7 @@ def _record(
         contract=dict(contract or {}),
         configuration=dict(configuration or {}),
         seconds=seconds,
+        timings=dict(timings or {}),
         peak_bytes=peak_bytes,
     )
 

@@ -34,6 +34,11 @@ def distribution(examination: Examination) -> CheckResult | None:
     """Errors of the predicted size, without direction; None for float64 cases."""
     if examination.case.dtype == "fp64":
         return None
+    with examination.stopwatch.stage("sharp"):
+        return _examine(examination)
+
+
+def _examine(examination: Examination) -> CheckResult:
     reason = examination.not_sharp or end_to_end(examination).range_violation(examination)
     if reason is not None:
         return CheckResult(check="distribution", verdict=Verdict.UNSUPPORTED, reason=reason)

@@ -13,6 +13,7 @@ from flashverify.cases import layouts, regimes
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.checks.inference import inferred_contract
+from flashverify.checks.stopwatch import Stopwatch
 from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
@@ -24,14 +25,22 @@ Shared = TypeVar("Shared")
 class Examination:
     """A kernel and a case; what they give together is computed once."""
 
-    def __init__(self, kernel: Kernel, case: AttentionCase, arithmetic: Arithmetic | None = None) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        case: AttentionCase,
+        arithmetic: Arithmetic | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         """One kernel on one case.
 
         Args:
             kernel: the kernel.
             case: the case.
             arithmetic: what the device was measured to do, or None: then contracts stand on published figures.
+            stopwatch: what its stages are timed by; by default one of its own.
         """
+        self.stopwatch = stopwatch or Stopwatch(kernel.device)
         self.kernel = kernel
         self.case = case
         self.arithmetic = arithmetic
@@ -46,7 +55,8 @@ class Examination:
     @cached_property
     def inputs(self) -> Inputs:
         """The case's inputs, laid out as it says, on the kernel's device."""
-        return layouts.apply(self.case, regimes.draw(self.case, self.kernel.device))
+        with self.stopwatch.stage("inputs"):
+            return layouts.apply(self.case, regimes.draw(self.case, self.kernel.device))
 
     @cached_property
     def outputs(self) -> Outputs:
@@ -55,9 +65,12 @@ class Examination:
         Raises:
             KernelDefectError: if it gives something else, or writes into the memory of its inputs, the guard bands included.
         """
-        before = {name: _memory(tensor).clone() for name, tensor in _named(self.inputs)}
-        outputs = self.kernel.run(self.case, self.inputs)
-        written = [name for name, tensor in _named(self.inputs) if not torch.equal(_memory(tensor), before[name])]
+        with self.stopwatch.stage("inputs"):
+            before = {name: _memory(tensor).clone() for name, tensor in _named(self.inputs)}
+        with self.stopwatch.stage("kernel"):
+            outputs = self.kernel.run(self.case, self.inputs)
+        with self.stopwatch.stage("inputs"):
+            written = [name for name, tensor in _named(self.inputs) if not torch.equal(_memory(tensor), before[name])]
         if written:
             for name, tensor in _named(self.inputs):
                 _memory(tensor).copy_(before[name])  # the next check starts from what was drawn
@@ -74,13 +87,16 @@ class Examination:
     @cached_property
     def walked(self) -> Contract:
         """The contract that the sharp model takes: with the walk inferred where the kernel does not state it."""
-        return inferred_contract(self)
+        with self.stopwatch.stage("sharp"):
+            return inferred_contract(self)
 
     @cached_property
     def unrounded(self) -> Outputs | None:
         """What the kernel's debug mode writes before the final rounding, or None if there is none."""
         debug = getattr(self.kernel, "unrounded", None)
-        outputs: Outputs | None = None if debug is None else debug(self.case, self.inputs)
+        inputs = self.inputs
+        with self.stopwatch.stage("kernel"):
+            outputs: Outputs | None = None if debug is None else debug(self.case, inputs)
         return outputs
 
     @property
@@ -91,7 +107,7 @@ class Examination:
 
     def probe(self, case: AttentionCase) -> Examination:
         """The same kernel on another case."""
-        return Examination(self.kernel, case, self.arithmetic)
+        return Examination(self.kernel, case, self.arithmetic, self.stopwatch)
 
     @cached_property
     def not_sharp(self) -> str | None:
@@ -103,8 +119,9 @@ class Examination:
         """The same problem and the same input values with the kernel instantiated in float64."""
         if self.case.dtype == "fp64":
             return self
-        double = Examination(self.kernel, self.case.replace(dtype="fp64"), self.arithmetic)
-        double.inputs = layouts.apply(double.case, self.inputs.double())
+        double = self.probe(self.case.replace(dtype="fp64"))
+        with self.stopwatch.stage("inputs"):
+            double.inputs = layouts.apply(double.case, self.inputs.double())
         return double
 
     def _require_form(self, outputs: Outputs) -> None:

@@ -76,8 +76,11 @@ def _enclosure(examination: Examination, reference: Reference) -> tuple[Outputs,
         return reference.truth, reference.radius
     from flashverify.oracles import ball
 
-    enclosure = ball.attention(examination.case, examination.inputs.to("cpu"))
-    return _moved(enclosure.mid, examination), _moved(enclosure.radius, examination)
+    with examination.stopwatch.stage("inputs"):
+        inputs = examination.inputs.to("cpu")
+    with examination.stopwatch.stage("oracle"):
+        enclosure = ball.attention(examination.case, inputs)
+        return _moved(enclosure.mid, examination), _moved(enclosure.radius, examination)
 
 
 def _moved(outputs: Outputs, examination: Examination) -> Outputs:

@@ -49,7 +49,8 @@ def inferred_contract(examination: Examination) -> Contract:
     if any(inapplicable(probe.case, probe.inputs, candidates[0]) for probe in probes):
         return stated
     for probe in probes:
-        out, lse = tiled.forward(probe.case, probe.inputs)
+        with examination.stopwatch.stage("oracle"):
+            out, lse = tiled.forward(probe.case, probe.inputs)
         candidates = [walk for walk in candidates if _fits(probe, out, lse, walk)]
     if not candidates:
         return dataclasses.replace(stated, inferred=f"no walk of those tried fits {len(SEEDS)} draws")

@@ -29,7 +29,9 @@ class Reference:
 
     def range_violation(self, examination: Examination) -> str | None:
         """Why the case is beyond the range of the kernel's formats, or None."""
-        return range_violation(examination.case, examination.inputs, self.truth, self.budget, examination.contract)
+        inputs, contract = examination.inputs, examination.contract
+        with examination.stopwatch.stage("budget"):
+            return range_violation(examination.case, inputs, self.truth, self.budget, contract)
 
 
 def end_to_end(examination: Examination) -> Reference:
@@ -49,26 +51,32 @@ def is_usable(examination: Examination, reference: Reference) -> bool:
 
 
 def _end_to_end(examination: Examination) -> Reference:
-    case, inputs, contract = examination.case, examination.inputs, examination.contract
-    out, lse = tiled.forward(case, inputs)
-    budget = forward_budget(case, inputs, out, lse, contract)
-    radius = forward_budget(case, inputs, out, lse, ORACLE_FLOAT64)
-    return Reference(
-        truth=_outputs(out, lse, tiled.backward(case, inputs, out, lse)),
-        radius=_outputs(radius.out, radius.lse, backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, radius)),
-        budget=_outputs(budget.out, budget.lse, backward_budget(case, inputs, out, lse, contract, budget)),
-    )
+    case, inputs, contract, stage = examination.case, examination.inputs, examination.contract, examination.stopwatch.stage
+    with stage("oracle"):
+        out, lse = tiled.forward(case, inputs)
+        truth = _outputs(out, lse, tiled.backward(case, inputs, out, lse))
+    with stage("budget"):
+        budget = forward_budget(case, inputs, out, lse, contract)
+        radius = forward_budget(case, inputs, out, lse, ORACLE_FLOAT64)
+        return Reference(
+            truth=truth,
+            radius=_outputs(radius.out, radius.lse, backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, radius)),
+            budget=_outputs(budget.out, budget.lse, backward_budget(case, inputs, out, lse, contract, budget)),
+        )
 
 
 def _modular(examination: Examination) -> Reference:
-    case, inputs, contract = examination.case, examination.inputs, examination.contract
+    case, inputs, contract, stage = examination.case, examination.inputs, examination.contract, examination.stopwatch.stage
     out, lse = examination.outputs.out.double(), examination.outputs.lse.double()
     zero_out, zero_lse = out.new_zeros(out.shape), lse.new_zeros(lse.shape)
-    return Reference(
-        truth=_outputs(out, lse, tiled.backward(case, inputs, out, lse)),
-        radius=_outputs(zero_out, zero_lse, backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, None)),
-        budget=_outputs(zero_out, zero_lse, backward_budget(case, inputs, out, lse, contract, None)),
-    )
+    with stage("oracle"):
+        truth = _outputs(out, lse, tiled.backward(case, inputs, out, lse))
+    with stage("budget"):
+        return Reference(
+            truth=truth,
+            radius=_outputs(zero_out, zero_lse, backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, None)),
+            budget=_outputs(zero_out, zero_lse, backward_budget(case, inputs, out, lse, contract, None)),
+        )
 
 
 def _outputs(out: torch.Tensor, lse: torch.Tensor, gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Outputs:

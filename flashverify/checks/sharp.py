@@ -8,6 +8,8 @@ Where the model says nothing of a case, this check does not apply, and says why.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from flashverify.checks.comparison import Comparison, judge, measure_sharply
 from flashverify.checks.examination import Examination
 from flashverify.checks.rates import SHARE
@@ -23,14 +25,24 @@ def sharp(examination: Examination) -> CheckResult | None:
     """Every element within T2; None for float64 cases."""
     if examination.case.dtype == "fp64":
         return None
+    with examination.stopwatch.stage("sharp"):
+        return _examine(examination)
+
+
+def _examine(examination: Examination) -> CheckResult:
     reason = examination.not_sharp or end_to_end(examination).range_violation(examination)
     if reason is not None:
         return CheckResult(check="sharp", verdict=Verdict.UNSUPPORTED, reason=reason)
-    case, contract = examination.case, examination.walked
-    judged = [view for view in views(examination) if inapplicable_to(view.tensor, case, contract) is None]
-    measurements = [measure_sharply(compared(view)) for view in judged]
+    measurements = [measure_sharply(comparison) for comparison in comparisons(examination)]
     verdict, reason = judge(measurements)
     return CheckResult(check="sharp", verdict=verdict, reason=reason, sharp=tuple(measurements))
+
+
+def comparisons(examination: Examination) -> Iterator[Comparison]:
+    """Each tensor of the case that the model says something of beside the float64 oracle's truth, with its sharp budget."""
+    for view in views(examination):
+        if inapplicable_to(view.tensor, examination.case, examination.walked) is None:
+            yield compared(view)
 
 
 def compared(view: View) -> Comparison:

@@ -12,8 +12,13 @@ NEIGHBOURS = 6
 """Elements shown on each side of the worst one."""
 
 
-def worst_row(comparison: Comparison) -> Table:
-    """The worst element with its neighbours along the last dimension: value, truth, error, budget, error / budget."""
+def worst_row(comparison: Comparison, budget: str = "budget") -> Table:
+    """The worst element with its neighbours along the last dimension: value, truth, error, budget, error / budget.
+
+    Args:
+        comparison: a tensor beside its truth; not empty.
+        budget: what the budget is called.
+    """
     headroom = comparison.headroom()
     index = [int(i) for i in torch.unravel_index(torch.tensor(comparison.worst()), headroom.shape)]
     first = max(0, index[-1] - NEIGHBOURS)
@@ -21,7 +26,7 @@ def worst_row(comparison: Comparison) -> Table:
     row = tuple(index[:-1])
     title = f"{comparison.tensor} ({comparison.mode}), row {list(row)}, worst at {index}"
     table = Table(title=title, title_justify="left")
-    for column in ("index", "value", "truth", "error", "budget", "error / budget"):
+    for column in ("index", "value", "truth", "error", budget, f"error / {budget}"):
         table.add_column(column, justify="right")
     error = comparison.error()
     for i in range(first, last):

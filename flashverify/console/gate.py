@@ -52,6 +52,8 @@ def print_gate(console: Console, new: Certificate, baseline: Certificate, found:
         console.print(
             f"the numerical contract, on which budgets stand, differs in {len(found.contracts)} cases: read ulps there"
         )
+    if found.added_checks:
+        console.print(f"new checks, which the baseline cannot judge: {', '.join(found.added_checks)}", markup=False)
     if found.added:
         console.print(f"{len(found.added)} new cases, which the baseline cannot judge")
     rose = len(found.exceeded) + len(found.moved)

@@ -12,6 +12,7 @@ from flashverify.console.tiers import print_tiers
 from flashverify.records.certificate import Certificate
 from flashverify.records.measurement import Measurement, Verdict
 from flashverify.records.summary import Summary, Worst, summarise
+from flashverify.records.timings import spent
 
 TITLES = {
     0: "[bold green]certified[/]",
@@ -42,9 +43,18 @@ def print_summary(console: Console, certificate: Certificate) -> None:
     counts = ", ".join(f"{n} {verdict.value}" for verdict, n in summary.verdicts.items() if n)
     not_run = f", {summary.not_run} not run" if summary.not_run else ""
     console.print(f"{len(certificate.records)} cases: {counts}{not_run}; {certificate.seconds:.0f} s")
+    _print_time(console, certificate)
     for reason, n in sorted(summary.unsupported.items(), key=lambda item: -item[1]):
         console.print(f"  {n} unsupported: {reason}", highlight=False, markup=False)
     console.print(TITLES[summary.exit_code])
+
+
+def _print_time(console: Console, certificate: Certificate) -> None:
+    seconds = spent(certificate.records)
+    total = sum(seconds.values())
+    if total > 0.0:
+        words = ", ".join(f"{stage} {figure(x)} s ({x / total:.0%})" for stage, x in seconds.items() if x)
+        console.print(f"time of all workers: {words}", soft_wrap=True)
 
 
 def _print_distances(console: Console, summary: Summary) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from flashverify.cases.case import AttentionCase
 from flashverify.records.certificate import Certificate
-from flashverify.records.measurement import CaseRecord, Measurement, Verdict
+from flashverify.records.measurement import CaseRecord, Verdict
+from flashverify.records.quantities import Entry, Key, by_key, coverage_lost, entries, quantities
 from flashverify.records.summary import (
     CERTIFIED,
     INCONCLUSIVE,
@@ -27,19 +28,8 @@ from flashverify.records.summary import (
 )
 from flashverify.records.trend import Draw, Trend, significant, votes
 
-QUANTITIES: dict[str, Callable[[Measurement], float]] = {
-    "max ulp": lambda entry: entry.max_ulp,
-    "rms ulp": lambda entry: entry.rms_ulp,
-    "|bias| ulp": lambda entry: abs(entry.bias_ulp),
-    "error / budget": lambda entry: entry.headroom,
-}
-"""What is compared; of each, more is worse."""
-
 WHOLE_CASE = ("case", "verdict")
 """What a loss of a whole case is called; a loss of a part names its check."""
-
-Key = tuple[str, str, str]
-"""Check, tensor and mode: names a measurement of a case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +60,7 @@ class Move:
         check: the check that measured it.
         tensor: the tensor.
         mode: how truth was formed.
-        quantity: a name of `QUANTITIES`.
+        quantity: a name that `quantities` gives.
         old: the baseline's number.
         new: the new certificate's number.
         known: the baseline's worst known number of the same dtype, check, tensor, mode and regime; -inf if there is none.
@@ -122,6 +112,7 @@ class BaselineComparison:
         equal: how many are the same.
         undecided: numbers that are not finite in the new certificate, and had no finite one before: they never pass.
         added: ids of cases that the baseline lacks; not judged here, but by the new certificate's own verdict.
+        added_checks: names of checks that ran on no case of the baseline; the same holds for them.
         contracts: ids of cases whose numerical contract, on which budgets stand, differs.
         groups: pooled figures before and after, of (dtype, features, tensor, mode) whose rms differs; worst first.
         own: exit code of the new certificate by itself.
@@ -137,6 +128,7 @@ class BaselineComparison:
     equal: int = 0
     undecided: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    added_checks: tuple[str, ...] = ()
     contracts: tuple[str, ...] = ()
     groups: tuple[tuple[Group, Group], ...] = ()
     own: int = CERTIFIED
@@ -177,13 +169,13 @@ def compare(new: Certificate, baseline: Certificate, allow_kernel: bool = False)
         return BaselineComparison(refusals=refusals)
     records, before = _by_case(new, "the new certificate"), _by_case(baseline, "the baseline")
     common = {case: (before[case], records[case]) for case in before if case in records}
-    entries = {case: (_by_key(old), _by_key(record)) for case, (old, record) in common.items()}
+    both = {case: (by_key(old), by_key(record)) for case, (old, record) in common.items()}
     losses = [loss for case, old in before.items() for loss in _losses(old, records.get(case))]
-    moves = list(_moves(common, entries, _worst_known(before.values())))
+    moves = list(_moves(common, both, _worst_known(before.values())))
     rises = sorted((move for move in moves if move.rose), key=lambda move: (-move.growth, move.case))
-    finite = {case: new_entries for case, (_, new_entries) in entries.items()}
-    finite |= {case: _by_key(record) for case, record in records.items() if case not in before}
-    measured_before = {case: old_entries for case, (old_entries, _) in entries.items()}
+    finite = {case: after for case, (_, after) in both.items()}
+    finite |= {case: by_key(record) for case, record in records.items() if case not in before}
+    measured_before = {case: earlier for case, (earlier, _) in both.items()}
     return BaselineComparison(
         losses=tuple(sorted(losses, key=lambda loss: (loss.what not in WHOLE_CASE, loss.what, loss.case))),
         exceeded=tuple(sorted((move for move in moves if move.exceeds), key=lambda move: -move.excess)),
@@ -193,6 +185,7 @@ def compare(new: Certificate, baseline: Certificate, allow_kernel: bool = False)
         equal=sum(severity(move.new) == severity(move.old) for move in moves),
         undecided=tuple(_undecided(finite, measured_before)),
         added=tuple(case for case in records if case not in before),
+        added_checks=tuple(sorted(_checks(new) - _checks(baseline))),
         contracts=tuple(case for case, (old, record) in common.items() if _contract_differs(old, record)),
         groups=_pooled(new, baseline, common),
         own=exit_code(new),
@@ -210,6 +203,10 @@ def _refusals(new: Certificate, baseline: Certificate, allow_kernel: bool) -> It
     for name, got, accepted in pairs:
         if got != accepted:
             yield f"{name}: got {got!r}, the baseline holds for {accepted!r}"
+
+
+def _checks(certificate: Certificate) -> set[str]:
+    return {result.check for record in certificate.records for result in record.results}
 
 
 def _emptiness(new: Certificate, baseline: Certificate, anything: bool) -> str:
@@ -231,17 +228,6 @@ def _by_case(certificate: Certificate, name: str) -> dict[str, CaseRecord]:
     return found
 
 
-def _by_key(record: CaseRecord) -> dict[Key, Measurement]:
-    found: dict[Key, Measurement] = {}
-    for result in record.results:
-        for entry in result.measurements:
-            key = (result.check, entry.tensor, entry.mode)
-            if key in found:
-                raise ValueError(f"case {record.case}: got {', '.join(key)} twice, accepted is once")
-            found[key] = entry
-    return found
-
-
 def _verdict_lost(old: Verdict, new: Verdict) -> bool:
     """Whether less is known to be right: neither the same nor a pass, nor a crash that became a stated limit."""
     return new not in (old, Verdict.PASS) and (old, new) != (Verdict.INCONCLUSIVE, Verdict.UNSUPPORTED)
@@ -258,23 +244,25 @@ def _losses(old: CaseRecord, new: CaseRecord | None) -> Iterator[Loss]:
         if not new.results:
             return
     checks = {result.check: result for result in new.results}
+    gone = set()
     for result in old.results:
         found = checks.get(result.check)
         what = f"check {result.check}"
         if found is None:
+            gone.add(result.check)
             # a declined case runs no check: one that had decided nothing is no loss
             if new.results or _verdict_lost(result.verdict, settled_verdict(new)):
                 yield Loss(case=old.case, what=what, old=result.verdict.value, new="not run")
         elif _verdict_lost(result.verdict, found.verdict):
+            if not any(entries(found)):
+                gone.add(result.check)  # its tensors need no lines of their own
             yield Loss(case=old.case, what=what, old=result.verdict.value, new=_because(found.verdict, found.reason))
-    entries = _by_key(new)
-    for (check, tensor, mode), entry in _by_key(old).items():
-        if check not in checks:
-            continue
-        measured = entries.get((check, tensor, mode))
-        if measured is None or measured.elements < entry.elements:
-            now = "not measured" if measured is None else f"{measured.elements} elements"
-            yield Loss(case=old.case, what=f"{check}: {tensor} ({mode})", old=f"{entry.elements} elements", new=now)
+    measured = by_key(new)
+    for key, entry in by_key(old).items():
+        check, tensor, mode, _ = key
+        lost = None if check in gone else coverage_lost(entry, measured.get(key))
+        if lost is not None:
+            yield Loss(case=old.case, what=f"{check}: {tensor} ({mode})", old=lost[0], new=lost[1])
 
 
 def _because(verdict: Verdict, reason: str) -> str:
@@ -290,28 +278,29 @@ def _worst_known(records: Iterable[CaseRecord]) -> Known:
     for record in records:
         if settled_verdict(record) is not Verdict.PASS:
             continue
-        for key, entry in _by_key(record).items():
-            for quantity, read in QUANTITIES.items():
+        for key, entry in by_key(record).items():
+            for quantity, value in quantities(entry).items():
                 place = (record.dtype, key, record.regime, quantity)
-                if math.isfinite(read(entry)):
-                    known[place] = max(known.get(place, -math.inf), read(entry))
+                if math.isfinite(value):
+                    known[place] = max(known.get(place, -math.inf), value)
     return known
 
 
 def _moves(
     common: dict[str, tuple[CaseRecord, CaseRecord]],
-    entries: dict[str, tuple[dict[Key, Measurement], dict[Key, Measurement]]],
+    both: dict[str, tuple[dict[Key, Entry], dict[Key, Entry]]],
     known: Known,
 ) -> Iterator[Move]:
     """Every number that both have, moved or not."""
     for case, (record, _) in common.items():
         draw = (record.regime, AttentionCase.from_id(case).seed)
-        old_entries, new_entries = entries[case]
-        for key, old in old_entries.items():
-            if key not in new_entries:
+        before, after = both[case]
+        for key, entry in before.items():
+            if key not in after:
                 continue
-            check, tensor, mode = key
-            for quantity, read in QUANTITIES.items():
+            check, tensor, mode, _ = key
+            new = quantities(after[key])
+            for quantity, old in quantities(entry).items():
                 yield Move(
                     case=case,
                     draw=draw,
@@ -320,8 +309,8 @@ def _moves(
                     tensor=tensor,
                     mode=mode,
                     quantity=quantity,
-                    old=read(old),
-                    new=read(new_entries[key]),
+                    old=old,
+                    new=new[quantity],
                     known=known.get((record.dtype, key, record.regime, quantity), -math.inf),
                 )
 
@@ -336,14 +325,15 @@ def _trends(moves: Iterable[Move]) -> Iterator[Trend]:
         yield Trend(dtype=dtype, check=check, tensor=tensor, mode=mode, quantity=quantity, rises=rises, falls=falls)
 
 
-def _undecided(new: dict[str, dict[Key, Measurement]], old: dict[str, dict[Key, Measurement]]) -> Iterator[str]:
+def _undecided(new: dict[str, dict[Key, Entry]], old: dict[str, dict[Key, Entry]]) -> Iterator[str]:
     """Numbers that are not finite, where the baseline has no finite one that they could be worse than."""
-    for case, entries in new.items():
-        for key, entry in entries.items():
-            before = old.get(case, {}).get(key)
-            for quantity, read in QUANTITIES.items():
-                if not math.isfinite(read(entry)) and (before is None or not math.isfinite(read(before))):
-                    yield f"{case}, {key[1]} ({key[2]}): {quantity} is {read(entry)}"
+    for case, found in new.items():
+        for key, entry in found.items():
+            earlier = old.get(case, {}).get(key)
+            before = {} if earlier is None else quantities(earlier)
+            for quantity, value in quantities(entry).items():
+                if not math.isfinite(value) and not math.isfinite(before.get(quantity, math.nan)):
+                    yield f"{case}, {key[1]} ({key[2]}): {quantity} is {value}"
 
 
 def _contract_differs(old: CaseRecord, new: CaseRecord) -> bool:

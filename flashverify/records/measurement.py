@@ -190,6 +190,7 @@ class CaseRecord:
         contract: the kernel's numerical contract for this case, as words.
         configuration: what the kernel says of how it ran (tile sizes and the like).
         seconds: wall time.
+        timings: seconds by stage (`flashverify.records.timings`), which sum to the wall time; empty where they are not known.
         peak_bytes: peak device memory, or None where it is not measured.
     """
 
@@ -204,4 +205,5 @@ class CaseRecord:
     contract: dict[str, str] = field(default_factory=dict)
     configuration: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
     peak_bytes: int | None = None

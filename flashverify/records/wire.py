@@ -102,6 +102,7 @@ class WireRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     configuration: Count
     seconds: Number
     reason: str = ""
+    timings: dict[str, Number] = {}
     peak_bytes: Count | None = None
     results: tuple[WireResult, ...] = ()
 
@@ -274,6 +275,7 @@ def to_record(record: CaseRecord, contracts: Table, configurations: Table) -> Wi
         configuration=configurations.position(record.configuration),
         seconds=to_number(record.seconds),
         reason=record.reason,
+        timings={stage: to_number(seconds) for stage, seconds in record.timings.items()},
         peak_bytes=record.peak_bytes,
         results=tuple(
             WireResult(
@@ -313,6 +315,7 @@ def from_record(wire: WireRecord, contract: dict[str, str], configuration: dict[
         contract=dict(contract),
         configuration=dict(configuration),
         seconds=float(wire.seconds),
+        timings={stage: float(seconds) for stage, seconds in wire.timings.items()},
         peak_bytes=wire.peak_bytes,
     )
 

@@ -9,7 +9,7 @@ from flashverify.records.tiers import TierRow, Tiers
 from flashverify.report.text import number, replay_command
 
 RMS_DIGITS = 3
-"""Decimals of rms(z), which lies near 1 for every faultless kernel: significant digits would hide what differs."""
+"""Decimals of rms(z): near 1, three significant digits would differ in number below and above it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

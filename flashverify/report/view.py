@@ -19,6 +19,7 @@ from flashverify.records.summary import (
     table_order,
 )
 from flashverify.records.tiers import tiers
+from flashverify.records.timings import STAGES, UNTIMED, UNTIMED_MEANING, spent
 from flashverify.report.conclusion import verdict_caveats, verdict_sentence, verdict_word
 from flashverify.report.problems import Problem, describe, worst_first
 from flashverify.report.rounding import TierLine, tier_lines
@@ -76,6 +77,7 @@ class View:
         axioms: what the device's arithmetic was measured to do; empty if it was not measured.
         tiers: errors against hard and sharp budgets, and statistics of their scores; empty if none beyond the hard ran.
         inapplicable: rows of check, reason why it did not apply, and number of cases.
+        time: rows of stage, seconds summed over cases, share, and what belongs to it; empty if it was not measured.
     """
 
     kernel: str
@@ -101,6 +103,7 @@ class View:
     axioms: tuple[AxiomRow, ...]
     tiers: tuple[TierLine, ...]
     inapplicable: tuple[tuple[str, str, str], ...]
+    time: tuple[tuple[str, str, str, str], ...]
 
 
 def build_view(certificate: Certificate) -> View:
@@ -155,10 +158,21 @@ def build_view(certificate: Certificate) -> View:
             for check, reasons in rounding.inapplicable.items()
             for reason, cases in reasons.items()
         ),
+        time=_time(certificate.records),
     )
 
 
 _KINDS = {CERTIFIED: "certified", FAILED: "failed", INCONCLUSIVE: "inconclusive", NOTHING_RAN: "nothing"}
+
+
+def _time(records: tuple[CaseRecord, ...]) -> tuple[tuple[str, str, str, str], ...]:
+    seconds = spent(records)
+    total = sum(seconds.values())
+    meanings = STAGES | {UNTIMED: UNTIMED_MEANING}
+    return tuple(
+        (stage, duration(x), f"{x / total:.1%}" if total > 0.0 else number(None), meanings.get(stage, ""))
+        for stage, x in seconds.items()
+    )
 
 
 def _axioms(axioms: Axioms | None) -> tuple[AxiomRow, ...]:

@@ -11,7 +11,7 @@ from flashverify.checks import registry
 from flashverify.records.measurement import CheckResult, Verdict
 from tests.checks.fakes import HALF, FakeKernel
 
-TOOLS = {"comparison", "examination", "inference", "rates", "reference", "registry", "views"}
+TOOLS = {"comparison", "examination", "inference", "rates", "reference", "registry", "views", "stopwatch"}
 """Modules of the package that hold no check."""
 
 

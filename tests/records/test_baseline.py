@@ -11,11 +11,21 @@ from fractions import Fraction
 import msgspec
 import pytest
 
-from flashverify.records.baseline import QUANTITIES, BaselineComparison, compare
+from flashverify.records.baseline import BaselineComparison, compare
 from flashverify.records.certificate import Certificate
 from flashverify.records.measurement import CaseRecord, CheckResult, Measurement, Verdict
 from flashverify.records.trend import FALSE_ALARMS, Trend, significant, votes
-from tests.records.synthetic import H200, case, certificate, measurement, plausible, record
+from tests.records.synthetic import (
+    H200,
+    case,
+    certificate,
+    distribution,
+    measurement,
+    plausible,
+    record,
+    sharp,
+    tiered,
+)
 
 FIELDS = {"max ulp": "max_ulp", "rms ulp": "rms_ulp", "|bias| ulp": "bias_ulp", "error / budget": "headroom"}
 TWO = (measurement(), measurement("lse"))
@@ -62,7 +72,7 @@ def test_better_numbers_are_no_worse() -> None:
     assert found.fallen > 0
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("quantity", FIELDS)
 def test_a_number_beyond_the_worst_known_is_a_regression(quantity: str) -> None:
     field = FIELDS[quantity]
     found = pair({field: 0.2}, {field: 0.2500001}, {field: 0.25})
@@ -72,7 +82,7 @@ def test_a_number_beyond_the_worst_known_is_a_regression(quantity: str) -> None:
     assert (move.old, move.new, move.known) == (0.2, 0.2500001, 0.25)
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("quantity", FIELDS)
 def test_a_number_within_the_worst_known_moved(quantity: str) -> None:
     field = FIELDS[quantity]
     found = pair({field: 0.2}, {field: 0.25}, {field: 0.25})
@@ -110,7 +120,7 @@ def test_a_failed_case_of_the_baseline_allows_nothing() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("quantity", FIELDS)
 def test_a_number_that_is_none_never_passes(quantity: str, value: float) -> None:
     field = FIELDS[quantity]
     found = pair({}, {field: value})
@@ -126,7 +136,7 @@ def test_a_number_that_is_none_never_passes(quantity: str, value: float) -> None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("quantity", FIELDS)
 def test_a_number_that_is_none_in_the_baseline_allows_nothing(quantity: str, value: float) -> None:
     field = FIELDS[quantity]
     assert pair({field: 0.2}, {field: 0.3}, {field: value}).exceeded
@@ -260,11 +270,129 @@ def test_one_tensor_worsened_by_a_fifth_is_seen_in_every_way() -> None:
 
     found = compare(changed(plausible(200), worse), plausible(200))
     assert found.exit_code() == 2
-    assert {(move.dtype, move.tensor, move.quantity) for move in found.exceeded} == {("bf16", "dk", q) for q in QUANTITIES}
+    assert {(move.dtype, move.tensor, move.quantity) for move in found.exceeded} == {("bf16", "dk", q) for q in FIELDS}
     assert {(trend.dtype, trend.tensor, trend.mode, trend.quantity) for trend in found.trends} >= {
-        ("bf16", "dk", "modular", quantity) for quantity in QUANTITIES
+        ("bf16", "dk", "modular", quantity) for quantity in FIELDS
     }
     assert {(new.dtype, new.tensor, new.mode) for _, new in found.groups} == {("bf16", "dk", "modular")}
+
+
+def three_tiers(of_sharp: dict[str, object] | None = None, of_scores: dict[str, object] | None = None) -> Certificate:
+    """A case with these numbers in the later tiers, beside another of the same regime."""
+    return certificate(tiered(case(), sharp(**(of_sharp or {})), distribution(**(of_scores or {}))), tiered(case(seed=1)))
+
+
+TIERS = {
+    "error / sharp budget": lambda factor: three_tiers({"headroom": 0.75 * factor}),
+    "rms(z)": lambda factor: three_tiers(of_scores={"rms": 0.98 * factor}),
+    "|t| / limit": lambda factor: three_tiers(of_scores={"t": -1.5 * factor}),
+    "|t_sign| / limit": lambda factor: three_tiers(of_scores={"t_sign": 2.5 * factor}),
+}
+"""Quantity -> a certificate whose first case has it scaled; the sign of t is another one than the other case's."""
+
+
+def test_three_tiers_twice_are_no_worse() -> None:
+    found = compare(three_tiers(), three_tiers())
+    assert (found.exit_code(strict=True), found.equal, found.added_checks) == (0, 16, ())
+
+
+@pytest.mark.parametrize("quantity", TIERS)
+def test_a_fifth_worse_in_a_later_tier_is_a_regression(quantity: str) -> None:
+    found = compare(TIERS[quantity](1.2), three_tiers())
+    assert found.exit_code() == 2
+    (move,) = found.exceeded
+    assert (move.case, move.tensor, move.mode, move.quantity) == (case().id, "out", "forward", quantity)
+    assert move.growth == pytest.approx(1.2, rel=2.0**-51)
+    assert compare(TIERS[quantity](0.8), three_tiers()).exit_code(strict=True) == 0
+
+
+@pytest.mark.parametrize("quantity", TIERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_of_a_later_tier_that_is_none_never_passes(quantity: str, value: float) -> None:
+    broken = TIERS[quantity](value)
+    assert [move.quantity for move in compare(broken, three_tiers()).exceeded] == [quantity]
+    both = compare(replace(broken, records=tuple(map(passing, broken.records))), broken)
+    assert both.exit_code() == 3
+    assert quantity in both.undecided[0]
+
+
+def passing(entry: CaseRecord) -> CaseRecord:
+    """The record with all its verdicts a pass, whatever it holds."""
+    return replace(
+        entry,
+        verdict=Verdict.PASS,
+        results=tuple(replace(result, verdict=Verdict.PASS, reason="") for result in entry.results),
+    )
+
+
+def test_a_t_is_seen_in_units_of_its_limit() -> None:
+    """More rows make a larger t of the same bias, and accept a larger one."""
+    old = three_tiers(of_scores={"t": 4.0, "largest_t": 8.0})
+    assert compare(three_tiers(of_scores={"t": 5.0, "largest_t": 10.0}), old).exit_code(strict=True) == 0
+    assert compare(three_tiers(of_scores={"t": 4.0, "largest_t": 7.0}), old).exit_code() == 2
+
+
+def test_an_rms_below_its_range_is_for_the_check_to_fail() -> None:
+    found = compare(three_tiers(of_scores={"rms": 0.5}), three_tiers())
+    assert (found.exceeded, found.exit_code()) == ((), 2)
+    assert [(loss.what, loss.new) for loss in found.losses] == [
+        ("verdict", "fail: made up"),
+        ("check distribution", "fail: made up"),
+    ]
+
+
+def changed_result(check: str, **changes: object) -> Certificate:
+    """Three tiers with one result of the first case changed."""
+    whole = three_tiers()
+    first = whole.records[0]
+    results = tuple(replace(one, **changes) if one.check == check else one for one in first.results)  # type: ignore[arg-type]
+    return replace(whole, records=(replace(first, results=results), *whole.records[1:]))
+
+
+UNCOVERED = {
+    "a tensor is no longer scored": (
+        changed_result("distribution", distributions=(distribution("dq"),)), "distribution: out (forward)", "not scored"),
+    "a tensor has no sharp budget": (changed_result("sharp", sharp=(sharp("dq"),)), "sharp: out (forward)", "not measured"),
+    "fewer elements": (changed_result("sharp", sharp=(sharp(elements=999),)), "sharp: out (forward)", "999 elements"),
+    "the tier does not apply": (
+        changed_result("sharp", verdict=Verdict.UNSUPPORTED, reason="all logits are 0", sharp=()),
+        "check sharp", "unsupported: all logits are 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNCOVERED)
+def test_a_tensor_that_a_later_tier_judges_no_more_is_a_regression(name: str) -> None:
+    new, what, words = UNCOVERED[name]
+    found = compare(new, three_tiers())
+    assert found.exit_code() == 2
+    assert [(loss.case, loss.what, loss.new) for loss in found.losses] == [(case().id, what, words)]
+
+
+def test_the_number_of_scores_is_no_coverage() -> None:
+    """Modular truth moves with the kernel's own out, and which true values are exact moves with it."""
+    assert compare(three_tiers(of_scores={"elements": 959}), three_tiers()).exit_code(strict=True) == 0
+
+
+def test_a_baseline_of_before_the_tiers_judges_what_it_has() -> None:
+    before = certificate(record(case()), record(case(seed=1)))
+    found = compare(three_tiers(), before)
+    assert (found.exit_code(strict=True), found.equal, found.added_checks) == (0, 8, ("distribution", "sharp"))
+    worse = certificate(tiered(case(), hard=measurement(max_ulp=0.6)), tiered(case(seed=1)))
+    assert [move.quantity for move in compare(worse, before).exceeded] == ["max ulp"]
+    assert compare(certificate(tiered(case(), sharp(violations=1)), tiered(case(seed=1))), before).exit_code() == 2
+    dropped = compare(before, three_tiers())
+    assert {(loss.what, loss.new) for loss in dropped.losses} == {("check sharp", "not run"), ("check distribution", "not run")}
+    assert dropped.exit_code() == 2
+
+
+def test_a_trend_in_scores_is_seen_below_the_worst_known() -> None:
+    def whole(factor: float) -> Certificate:
+        draws = [tiered(case(seed=seed), scores=distribution(t_sign=-0.5 * factor)) for seed in range(40)]
+        return certificate(*draws, tiered(case(seed=40), scores=distribution(t_sign=7.0)))
+
+    found = compare(whole(1.25), whole(1.0))
+    assert (found.exceeded, len(found.moved), found.exit_code()) == ((), 40, 2)
+    assert [(trend.check, trend.quantity, trend.rises) for trend in found.trends] == [("distribution", "|t_sign| / limit", 40)]
 
 
 def spread(seeds: int, layouts: tuple[str, ...] = ("contiguous",)) -> Certificate:

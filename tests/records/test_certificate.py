@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from flashverify.records import files
 from flashverify.records.certificate import COLUMNS, Certificate, Columns, now
 from flashverify.records.measurement import Distribution, Element, Measurement, Sharp, Verdict
 from flashverify.records.schema import certificate_schema, schema_text
+from flashverify.records.timings import STAGES
 from flashverify.records.wire import decode_record, encode_record
 from tests.records.synthetic import case, certificate, distribution, measurement, plausible, record, sharp, tiered
 
@@ -105,6 +107,18 @@ def test_sharp_measurements_and_distributions_survive(data: st.DataObject, worst
     assert same(decode_record(encode_record(kept)), kept)
     whole = certificate(kept, record(case(seed=1)))
     assert same(Certificate.from_json(whole.to_json()), whole)
+
+
+@given(st.dictionaries(st.sampled_from(list(STAGES)), any_float))
+def test_timings_survive(timings: dict[str, float]) -> None:
+    kept = replace(record(case()), timings=timings)
+    for back in (decode_record(encode_record(kept)), Certificate.from_json(certificate(kept).to_json()).records[0]):
+        assert back.timings.keys() == timings.keys()
+        assert all(same(back.timings[stage], seconds) for stage, seconds in timings.items())
+
+
+def test_nothing_is_written_of_timings_that_are_not_known() -> None:
+    assert b"timings" not in certificate(record(case())).to_json()
 
 
 def test_a_certificate_of_1500_cases_stays_small() -> None:

@@ -69,6 +69,8 @@ CERTIFICATES = {
     ),
     "beyond the sharp budget": certificate(tiered(case(), sharp("dq", "modular", headroom=1.75, violations=3))),
     "scores with a direction": certificate(tiered(case(), scores=distribution("dk", "unrounded", t_sign=-31.5))),
+    "timed": certificate(replace(record(case()), timings={"kernel": 1.5, "oracle": 0.5}), record(case(seed=1))),
+    "timed at nothing": certificate(replace(record(case()), timings={"kernel": 0.0})),
     "scores that are none": certificate(tiered(case(), sharp(headroom=math.nan, violations=1), distribution(rms=math.nan))),
 }  # fmt: skip
 
@@ -213,6 +215,15 @@ def test_a_failure_in_a_later_tier_shows_its_numbers(of: Callable[[Certificate],
     biased = words_of(of(CERTIFICATES["scores with a direction"]).partition("Failures")[2].partition("Worst known")[0])
     assert re.search(r"dk \(?unrounded.* 960 in 64 rows.*0\.98 \(0\.75 to 1\.25\).*1\.5 \(±8\).*−31\.5 \(±8\.25\)", biased)
     assert "NaN (0.75 to 1.25)" in words_of(of(CERTIFICATES["scores that are none"]))
+
+
+@pytest.mark.parametrize("of", [lambda kept: Page(render_html(kept).replace("</t", " </t")).text, render_markdown])
+def test_where_the_time_goes_is_a_table(of: Callable[[Certificate], str]) -> None:
+    section = words_of(of(CERTIFICATES["timed"]).partition("Where the time goes")[2])
+    assert re.search(
+        r"kernel [| ]*1\.5 s [| ]*70\.6% .*oracle [| ]*0\.5 s [| ]*23\.5% .*not examined [| ]*0\.125 s [| ]*5\.9% ", section
+    )
+    assert "Where the time goes" not in of(CERTIFICATES["one"])
 
 
 def test_cases_far_beyond_a_budget_come_first() -> None:
