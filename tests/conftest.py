@@ -12,6 +12,10 @@ if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+# Threads of several workers that wait for each other on the same cores take six times as long.
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_GPU and not INTERPRETED:
