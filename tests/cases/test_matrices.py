@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from flashverify.cases.case import DTYPES, MASKS, AttentionCase
@@ -9,6 +11,8 @@ from flashverify.cases.coverage import coverage
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.matrices import MATRICES, matrix
 from flashverify.cases.regimes import REGIMES
+
+SHARP_DTYPES = ("fp16", "bf16", "fp32")
 
 FEATURES = {"plain", "causal", "causal-topleft", "gqa", "mqa", "cross-length", "scale", "dlse", "layout"}
 
@@ -40,8 +44,9 @@ def test_smoke_is_small() -> None:
     cases = matrix("smoke")
     assert 120 <= len(cases) <= 150
     tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
-    assert sum(tiles) < 1_500
-    assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) <= 65
+    assert sum(tiles) < 1_800
+    longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65]
+    assert {(case.dtype, case.seqlen_q, case.seqlen_k) for case in longest} == {(dtype, 128, 144) for dtype in SHARP_DTYPES}
 
 
 def test_smoke_has_every_regime_in_every_dtype() -> None:
@@ -69,7 +74,7 @@ def test_smoke_meets_scales_below_at_and_above_zero() -> None:
 
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
-    assert 1_000 <= len(cases) <= 1_300
+    assert 1_000 <= len(cases) <= 1_450
     assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 600e6
     assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
 
@@ -84,7 +89,12 @@ def test_standard_covers_the_axes() -> None:
     assert {(4, 2), (6, 2), (8, 1), (3, 3)} <= set(counts["heads"])
     assert len(counts["regime x dtype x mask"]) == len(REGIMES) * len(DTYPES) * len(MASKS)
     assert len(counts["layout x dtype"]) == len(LAYOUTS) * len(DTYPES)
-    assert max(counts["dtype"].values()) == min(counts["dtype"].values())
+    drawn_in_every_dtype = [builder for builder in MATRICES["standard"] if builder.__name__ != "_distributions"]
+    by_dtype = Counter(
+        case.dtype for case in {case.id: case for builder in drawn_in_every_dtype for case in builder()}.values()
+    )
+    assert max(by_dtype.values()) == min(by_dtype.values())
+    assert set(by_dtype) == set(DTYPES)
 
 
 def test_standard_exercises_every_tile_over_several_tiles() -> None:

@@ -141,7 +141,7 @@ def test_both_sides_count_where_16_bit_roundings_dominate() -> None:
 
 
 def test_what_is_estimated_from_above_may_be_smaller(device):
-    """An H200 failed dq of huge logits from below: errors that the model only bounds were counted as if they had to be there."""
+    """An H200 failed dq of huge logits from below: what the model only bounds was counted as if it had to be there."""
     case = AttentionCase.from_id("bf16_b1_h2x1_n257x257_d16_causal-topleft_huge_contiguous_s2")
     examination = Examination(TritonKernel(device), case)
     result = distribution(examination)
