@@ -75,7 +75,7 @@ def test_smoke_meets_scales_below_at_and_above_zero() -> None:
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
     assert 1_000 <= len(cases) <= 1_450
-    assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 600e6
+    assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 700e6
     assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
 
 
