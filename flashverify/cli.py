@@ -84,26 +84,18 @@ def certify(
     lane: LaneOption = "auto",
 ) -> None:
     """Certify a kernel on this machine, and write a certificate and reports."""
-    from flashverify.campaign.executor import execute
+    from flashverify.campaign.campaign import Campaign
     from flashverify.campaign.journal import Journal
     from flashverify.campaign.plan import select as select_cases
-    from flashverify.campaign.plan import spread
     from flashverify.cases.matrices import matrix as cases_of
-    from flashverify.checks.registry import all_checks
-    from flashverify.console.axioms import print_unexplained
-    from flashverify.console.progress import CampaignProgress
-    from flashverify.console.tables import print_summary
+    from flashverify.console.campaign import run_watched
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
-    from flashverify.records.axioms import to_axioms
-    from flashverify.records.certificate import Certificate, Plan, now
-    from flashverify.records.environment import Environment
     from flashverify.records.measurement import CaseRecord
     from flashverify.records.summary import exit_code
 
     chosen = enter_lane(lane)
     console.print(f"lane: {chosen.reason}")
-    sources = load(kernel, _device(chosen)).sources
     name = matrix or ("standard" if chosen.name == "gpu" else "smoke")
     if case:
         if matrix is not None:
@@ -111,58 +103,33 @@ def certify(
         name, cases = "cases", tuple(dict.fromkeys(_case(text) for text in case))
     else:
         cases = cases_of(name)
-    cases = select_cases(cases, select or [])
-    checks = tuple(all_checks())
-    records: list[CaseRecord] = []
-    started = time.perf_counter()
+    campaign = Campaign(
+        kernel=kernel,
+        matrix=name,
+        cases=select_cases(cases, select or []),
+        lane=chosen.name,
+        factory=load,
+        workers=workers,
+        timeout=timeout,
+        options=tuple(f"select={word}" for word in select or []),
+    )
+    campaign.load()  # what cannot be loaded is said before anything is measured or written
     stem = f"{kernel.replace(':', '-')}-{name}"
-    arithmetic = _measure(chosen)
-    axioms = to_axioms(arithmetic)
-    print_unexplained(console, axioms)
-    examined = () if axioms.unexplained else spread(cases)
-    with Journal(output / f"{stem}.journal.jsonl") as journal, CampaignProgress(console, len(examined)) as progress:
+    kept = 0
+    with Journal(output / f"{stem}.journal.jsonl") as journal:
 
         def keep(record: CaseRecord) -> None:
+            nonlocal kept
             journal.append(record)
-            records.append(record)
-            progress.add(record)
+            kept += 1
 
         try:
-            execute(
-                examined,
-                kernel,
-                chosen.device,
-                load,
-                checks,
-                workers=workers or min(12, os.cpu_count() or 1),
-                timeout=timeout,
-                on_record=keep,
-                arithmetic=arithmetic,
-            )
+            certificate = run_watched(console, campaign, keep)
         except KeyboardInterrupt:
-            print(f"flashverify: interrupted; {len(records)} of {len(cases)} records are in {journal.path}", file=sys.stderr)
+            print(f"flashverify: interrupted; {kept} of {len(campaign.cases)} records are in {journal.path}", file=sys.stderr)
             raise
-    order = {planned.id: place for place, planned in enumerate(cases)}
-    certificate = Certificate(
-        created=now(),
-        environment=Environment.capture(chosen.name == "interpreter", sources),
-        plan=Plan(
-            kernel=kernel,
-            matrix=name,
-            cases=len(cases),
-            checks=checks,
-            lane=chosen.name,
-            options=tuple(f"select={word}" for word in select or []),
-        ),
-        records=tuple(sorted(records, key=lambda record: order[record.case])),
-        seconds=time.perf_counter() - started,
-        axioms=axioms,
-    )
-    print_summary(console, certificate)
-    paths = _write(certificate, output, stem)
+    _write(certificate, output, stem)
     journal.path.unlink()
-    for path in paths:
-        console.print(str(path), soft_wrap=True)
     raise typer.Exit(exit_code(certificate))
 
 
@@ -271,29 +238,45 @@ def bench(
         typer.Option(help="A certificate of this machine, of the standard matrix say; by default one is made first."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes of the certification.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the certificate that is made, and for the tables.")] = Path(
+        "certificates"
+    ),
 ) -> None:
     """Time our kernels beside their peers on this machine's GPU; kernels that are not certified on it get no speed."""
     from flashverify.bench import run
     from flashverify.bench.permission import refusal
+    from flashverify.bench.problems import certified_cases
     from flashverify.bench.table import half_table, single_table
+    from flashverify.campaign.campaign import Campaign
+    from flashverify.cases.matrices import matrix
+    from flashverify.console.campaign import run_watched
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
     from flashverify.records.certificate import Certificate
     from flashverify.records.environment import Environment
+    from flashverify.records.files import write_atomically
     from flashverify.records.summary import FAILED
 
     chosen = enter_lane("gpu")
     console.print(f"lane: {chosen.reason}")
-    made = _certify_for_bench(chosen, workers) if certificate is None else Certificate.read(certificate)
-    here = Environment.capture(False, load("triton", _device(chosen)).sources)
+    planned = tuple(dict.fromkeys((*certified_cases(), *matrix("smoke"))))
+    campaign = Campaign(kernel="triton", matrix="bench", cases=planned, lane=chosen.name, factory=load, workers=workers)
+    if certificate is None:
+        made = run_watched(console, campaign, lambda record: None)
+        _write(made, output, "triton-bench")
+    else:
+        made = Certificate.read(certificate)
+    here = Environment.capture(False, campaign.load().sources)
     reason = refusal(made, here, "triton")
     if reason is not None:
         console.print(f"no speed is shown: {reason}", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED)
     run.compile_ahead()
     timings = run.measure()
-    for line in (*half_table(timings), "", *single_table(timings)):
-        console.print(line, markup=False, soft_wrap=True)
+    where = f"{here.gpu}; torch {here.torch}, Triton {here.triton}, commit {here.commit}"
+    tables = "\n".join((where, "", *half_table(timings), "", *single_table(timings)))
+    console.print(tables, markup=False, soft_wrap=True)
+    write_atomically(output / "triton-bench-tables.md", f"{tables}\n".encode())
 
 
 @app.command("list")
@@ -323,43 +306,6 @@ def env(kernel: KernelOption = "triton", lane: LaneOption = "auto") -> None:
         console.print(f"{name:24} {value}", markup=False, soft_wrap=True)
 
 
-def _certify_for_bench(lane: Lane, workers: int | None) -> Certificate:
-    """A certificate of our kernels: the smoke matrix, and large cases of what is timed."""
-    from flashverify.bench.problems import certified_cases
-    from flashverify.campaign.executor import execute
-    from flashverify.campaign.plan import spread
-    from flashverify.cases.matrices import matrix
-    from flashverify.checks.registry import all_checks
-    from flashverify.console.progress import CampaignProgress
-    from flashverify.console.tables import print_summary
-    from flashverify.kernels import load
-    from flashverify.records.certificate import Certificate, Plan, now
-    from flashverify.records.environment import Environment
-    from flashverify.records.measurement import CaseRecord
-
-    planned = tuple({case.id: case for case in (*certified_cases(), *matrix("smoke"))}.values())
-    checks = tuple(all_checks())
-    records: list[CaseRecord] = []
-    started = time.perf_counter()
-    with CampaignProgress(console, len(planned)) as progress:
-
-        def keep(record: CaseRecord) -> None:
-            records.append(record)
-            progress.add(record)
-
-        processes = workers or min(12, os.cpu_count() or 1)
-        execute(spread(planned), "triton", lane.device, load, checks, workers=processes, timeout=300.0, on_record=keep)
-    certificate = Certificate(
-        created=now(),
-        environment=Environment.capture(False, load("triton", _device(lane)).sources),
-        plan=Plan(kernel="triton", matrix="cases", cases=len(planned), checks=checks, lane=lane.name, options=()),
-        records=tuple(records),
-        seconds=time.perf_counter() - started,
-    )
-    print_summary(console, certificate)
-    return certificate
-
-
 def _case(case_id: str) -> AttentionCase:
     from flashverify.cases.case import AttentionCase
     from flashverify.cases.layouts import LAYOUTS
@@ -384,10 +330,11 @@ def _measure(lane: Lane) -> Arithmetic:
     return measure(_device(lane))
 
 
-def _write(certificate: Certificate, folder: Path, stem: str) -> tuple[Path, ...]:
+def _write(certificate: Certificate, folder: Path, stem: str) -> None:
     from flashverify.report.render import write_report
 
     paths = tuple(folder / f"{stem}.{suffix}" for suffix in ("json", "html", "md"))
     certificate.write(paths[0])
     write_report(certificate, paths[1], paths[2])
-    return paths
+    for path in paths:
+        console.print(str(path), soft_wrap=True)
