@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 USAGE = 4
 INCONCLUSIVE = 3
 INTERRUPTED = 130
+OUTPUT = Path("certificates")
 
 app = typer.Typer(
     name="flashverify",
@@ -78,7 +79,7 @@ def certify(
     ] = None,
     select: Annotated[list[str] | None, typer.Option(help="Only cases whose id or features contain this; repeatable.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="Only this case id (instead of a matrix); repeatable.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for certificate and reports.")] = Path("certificates"),
+    output: Annotated[Path, typer.Option(help="Folder for certificate and reports.")] = OUTPUT,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default up to 12, one a core.")] = None,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that one case may take.")] = 300.0,
     lane: LaneOption = "auto",
@@ -234,21 +235,18 @@ def gate(
 @app.command()
 def bench(
     certificate: Annotated[
-        Path | None,
-        typer.Option(help="A certificate of this machine, of the standard matrix say; by default one is made first."),
+        list[Path] | None,
+        typer.Option(help="A certificate of this machine, one a kernel; repeatable. By default each is made first."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes of the certification.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the certificate that is made, and for the tables.")] = Path(
-        "certificates"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder for certificates that are made, and for the tables.")] = OUTPUT,
 ) -> None:
-    """Time our kernels beside their peers on this machine's GPU; kernels that are not certified on it get no speed."""
+    """Time our kernels beside their peers on this machine's GPU; a kernel that is not certified on it gets no speed."""
     from flashverify.bench import run
+    from flashverify.bench.peers import PRECISIONS
     from flashverify.bench.permission import refusal
-    from flashverify.bench.problems import certified_cases
     from flashverify.bench.table import half_table, single_table
-    from flashverify.campaign.campaign import Campaign
-    from flashverify.cases.matrices import matrix
+    from flashverify.console.bench import campaign_of
     from flashverify.console.campaign import run_watched
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
@@ -259,22 +257,25 @@ def bench(
 
     chosen = enter_lane("gpu")
     console.print(f"lane: {chosen.reason}")
-    planned = tuple(dict.fromkeys((*certified_cases(), *matrix("smoke"))))
-    campaign = Campaign(kernel="triton", matrix="bench", cases=planned, lane=chosen.name, factory=load, workers=workers)
-    if certificate is None:
-        made = run_watched(console, campaign, lambda record: None)
-        _write(made, output, "triton-bench")
-    else:
-        made = Certificate.read(certificate)
-    here = Environment.capture(False, campaign.load().sources)
-    reason = refusal(made, here, "triton")
-    if reason is not None:
-        console.print(f"no speed is shown: {reason}", markup=False, soft_wrap=True)
+    given = {read.plan.kernel: read for read in map(Certificate.read, certificate or [])}
+    here = Environment.capture(False, load("triton", _device(chosen)).sources)
+    shown = []
+    for name in PRECISIONS:
+        made = given.get(name)
+        if certificate is None:
+            made = run_watched(console, campaign_of(name, load, workers), lambda record: None)
+            _write(made, output, f"{name.replace(':', '-')}-bench")
+        reason = f"no certificate of {name} was given" if made is None else refusal(made, here, name)
+        if reason is None:
+            shown.append(name)
+        else:
+            console.print(f"no speed of {name} is shown: {reason}", markup=False, soft_wrap=True)
+    if "triton" not in shown:
         raise typer.Exit(FAILED)
-    run.compile_ahead()
-    timings = run.measure()
+    run.compile_ahead(shown)
+    timings = run.measure(shown)
     where = f"{here.gpu}; torch {here.torch}, Triton {here.triton}, commit {here.commit}"
-    tables = "\n".join((where, "", *half_table(timings), "", *single_table(timings)))
+    tables = "\n".join((where, "", *half_table(timings), "", *single_table(timings, shown)))
     console.print(tables, markup=False, soft_wrap=True)
     write_atomically(output / "triton-bench-tables.md", f"{tables}\n".encode())
 

@@ -19,6 +19,6 @@ def load(name: str, device: torch.device) -> Kernel:
     """
     if name.startswith(MUTANT):
         return catalogue.load(name.removeprefix(MUTANT), device)
-    if ":" not in name and name not in registry.NAMES:
+    if name not in registry.NAMES and (":" not in name or name.startswith(f"{registry.OURS}:")):
         raise ValueError(f"kernel: got {name!r}, accepted are {MUTANT}NAME, {registry.ACCEPTED}")
     return registry.load(name, device)

@@ -214,7 +214,8 @@ def test_nothing_that_ran_is_nothing_certified(run, folder, options):
 
 
 USAGE = {
-    "certify --kernel cutlass": "kernel: got 'cutlass', accepted are mutant:NAME, triton, sdpa:flash, ",
+    "certify --kernel cutlass": "kernel: got 'cutlass', accepted are mutant:NAME, triton, triton:bf16x6, triton:tf32x3, ",
+    "certify --kernel triton:tf33": "kernel: got 'triton:tf33', accepted are mutant:NAME, triton, triton:bf16x6, ",
     "certify --kernel mutant:radioactive": "mutant: got 'radioactive', accepted are scale-off",
     "certify --kernel no_such_package:f": "kernel: got 'no_such_package:f'; module 'no_such_package' can't be imported",
     "certify --matrix huge": "matrix: got 'huge', accepted are smoke, standard, full",

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from flashverify.adapters.autograd import differentiate
-from flashverify.adapters.contracts import flash_attention
+from flashverify.adapters.contracts import Precision, flash_attention
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import causal_offset
 from flashverify.cases.tensors import Inputs, Outputs
@@ -25,16 +25,20 @@ class TritonKernel:
     returns_lse = True
     saves_outputs = True
 
-    def __init__(self, device: torch.device, name: str = "triton", package: str = PACKAGE) -> None:
+    def __init__(
+        self, device: torch.device, name: str = "triton", package: str = PACKAGE, precision: Precision = "ieee"
+    ) -> None:
         """Import the package.
 
         Args:
             device: a CUDA device, or cpu if TRITON_INTERPRET=1 was set before the package is first imported.
             name: what reports call it.
             package: the package's import name.
+            precision: of float32 products; with another one than "ieee", cases of other dtypes are declined.
         """
         self.name = name
         self.device = device
+        self.precision = precision
         self._package: ModuleType = importlib.import_module(package)
         self.sources: Path | None = None if self._package.__file__ is None else Path(self._package.__file__).parent
         self._tables: ModuleType = importlib.import_module(f"{package}.tiles")
@@ -42,7 +46,9 @@ class TritonKernel:
         self._validation: ModuleType = importlib.import_module(f"{package}.validation")
 
     def declines(self, case: AttentionCase) -> str | None:
-        """Scales beyond the accumulator's format, and head sizes that the device has no shared memory for."""
+        """Scales beyond the accumulator's format, head sizes without shared memory, and dtypes that a precision is not of."""
+        if self.precision != "ieee" and case.dtype not in ("fp32", "fp64"):
+            return f"{self.precision} is a precision of float32 products"
         refusal: str | None = self._tables.unavailable(self.device, TORCH_DTYPES[case.dtype], case.head_dim)
         if refusal is not None:
             return refusal
@@ -59,6 +65,7 @@ class TritonKernel:
             self.device,
             block_q=tiles.dkdv.block_m,
             block_k=tiles.forward.block_n,
+            precision=self.precision,
             exponent="shifted",
             cuts_probability=True,
             scale_roundings=2 if case.dtype == "fp64" else 1,  # formed in float64
@@ -82,12 +89,13 @@ class TritonKernel:
                 softmax_scale=case.scale,
                 causal=case.mask == "causal",
                 return_attn_probs=True,
+                input_precision=self.precision,
             )
             return out.transpose(1, 2), lse
 
         def through_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The SDPA drop-in, which aligns top-left, returns no lse.
-            out, lse = self._operators.attention(q, k, v, case.softmax_scale, causal_offset(case), "ieee", None)
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, causal_offset(case), self.precision, None)
             return out, lse
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
@@ -101,12 +109,13 @@ class TritonKernel:
         out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, causal_offset(case))
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, *, precision: str = "ieee"
-    ) -> torch.Tensor:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
         """Out (B, H, N, D) of the public function that stands in for torch's, as a user calls it: for timing."""
-        out: torch.Tensor = self._package.scaled_dot_product_attention(q, k, v, is_causal=causal, input_precision=precision)
+        out: torch.Tensor = self._package.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, input_precision=self.precision
+        )
         return out
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
-        return self._tables.tiles_for(self.device, TORCH_DTYPES[case.dtype], case.head_dim, case.mask != "full")
+        dtype = TORCH_DTYPES[case.dtype]
+        return self._tables.tiles_for(self.device, dtype, case.head_dim, case.mask != "full", self.precision)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from flashverify.adapters.contracts import Precision
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]
 
@@ -16,8 +18,8 @@ FLEX = "FlexAttention"
 FLASH = "FA2"
 CUDNN = "cuDNN"
 EFFICIENT = "memory-efficient"
-PRECISIONS = ("ieee", "bf16x6", "tf32x3")
-"""Of our float32 products, each a column of its own."""
+PRECISIONS: dict[str, Precision] = {"triton": "ieee", "triton:bf16x6": "bf16x6", "triton:tf32x3": "tf32x3"}
+"""Our kernels that are timed, by what their float32 products are made of: each a column of its own, and a certificate."""
 
 
 def half_peers(device: torch.device) -> dict[str, Attention]:
@@ -30,16 +32,21 @@ def half_peers(device: torch.device) -> dict[str, Attention]:
     }
 
 
-def single_peers(device: torch.device) -> dict[str, Attention]:
-    """Peers in float32: ours in each precision, and torch's memory-efficient kernel."""
-    ours = {f"{OURS} {precision}": _ours(device, precision) for precision in PRECISIONS}
+def single_peers(device: torch.device, kernels: Iterable[str]) -> dict[str, Attention]:
+    """Peers in float32: those kernels of ours, and torch's memory-efficient one."""
+    ours = {single_name(kernel): _ours(device, PRECISIONS[kernel]) for kernel in kernels}
     return {**ours, EFFICIENT: functools.partial(_sdpa, SDPBackend.EFFICIENT_ATTENTION)}
 
 
-def _ours(device: torch.device, precision: str) -> Attention:
+def single_name(kernel: str) -> str:
+    """What tables call one of our kernels in float32."""
+    return f"{OURS} {PRECISIONS[kernel]}"
+
+
+def _ours(device: torch.device, precision: Precision) -> Attention:
     from flashverify.adapters.triton import TritonKernel
 
-    return functools.partial(TritonKernel(device).attend, precision=precision)
+    return TritonKernel(device, precision=precision).attend
 
 
 def _sdpa(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:

@@ -35,7 +35,7 @@ def refusal(certificate: Certificate, here: Environment, kernel: str) -> str | N
     passed = {
         large_kind(AttentionCase.from_id(record.case)) for record in certificate.records if record.verdict is Verdict.PASS
     }
-    missing = [" ".join(map(str, kind)) for kind in kinds() if kind not in passed]
+    missing = [" ".join(map(str, kind)) for kind in kinds(kernel) if kind not in passed]
     if missing:
         return f"the certificate lacks large cases of what is timed: {', '.join(missing)}"
     return None

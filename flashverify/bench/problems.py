@@ -67,17 +67,17 @@ LARGE_PRODUCTS = 2**26
 CERTIFIED_SEQLEN = 1024
 
 
-def kinds() -> dict[Kind, None]:
-    """The kinds of all problems, in order."""
-    return {(p.dtype, p.head_dim, "causal" if p.causal else "full"): None for p in (*HALF, *SINGLE)}
+def kinds(kernel: str = "triton") -> dict[Kind, None]:
+    """The kinds of all problems that a kernel of ours is timed on, in order: "triton:PRECISION" in float32 alone."""
+    problems = (*HALF, *SINGLE) if kernel == "triton" else SINGLE
+    return {(p.dtype, p.head_dim, "causal" if p.causal else "full"): None for p in problems}
 
 
-def certified_cases() -> tuple[AttentionCase, ...]:
-    """A large case of each kind, for a certificate that allows speeds to be shown."""
+def certified_cases(kernel: str = "triton") -> tuple[AttentionCase, ...]:
+    """A large case of each kind, for a certificate that allows a kernel's speeds to be shown."""
     sizes = f"b1_h1x1_n{CERTIFIED_SEQLEN}x{CERTIFIED_SEQLEN}"
-    return tuple(
-        AttentionCase.from_id(f"{dtype}_{sizes}_d{head_dim}_{mask}_normal_contiguous_s0") for dtype, head_dim, mask in kinds()
-    )
+    described = (f"{dtype}_{sizes}_d{head_dim}_{mask}_normal_contiguous_s0" for dtype, head_dim, mask in kinds(kernel))
+    return tuple(map(AttentionCase.from_id, described))
 
 
 def large_kind(case: AttentionCase) -> Kind | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from flashverify.bench.peers import CUDNN, EFFICIENT, FLASH, FLEX, OURS, PRECISIONS
+from flashverify.bench.peers import CUDNN, EFFICIENT, FLASH, FLEX, OURS, single_name
 from flashverify.bench.timing import Timing
 
 ABSENT = "-"
@@ -40,9 +40,9 @@ def half_table(timings: Sequence[Timing]) -> list[str]:
     return lines
 
 
-def single_table(timings: Sequence[Timing]) -> list[str]:
-    """Markdown lines: float32, forward, ours in each precision beside the memory-efficient kernel."""
-    ours = tuple(f"{OURS} {precision}" for precision in PRECISIONS)
+def single_table(timings: Sequence[Timing], kernels: Iterable[str]) -> list[str]:
+    """Markdown lines: float32, forward, these kernels of ours beside the memory-efficient one."""
+    ours = tuple(map(single_name, kernels))
     lines = _header(
         ("problem", *(f"{peer} TFLOP/s" for peer in (*ours, EFFICIENT)), *(f"{peer} / {EFFICIENT}" for peer in ours))
     )
@@ -52,7 +52,6 @@ def single_table(timings: Sequence[Timing]) -> list[str]:
         lines.append(_row((timing.problem.text, *rates, *(_number(timing.ratio(peer, EFFICIENT), 2) for peer in ours))))
     lines.append("")
     lines += [_mean(chosen, peer, EFFICIENT, f"forward: {peer} / {EFFICIENT}") for peer in ours]
-    lines.append(f"The certificate covers {ours[0]}, the default; other precisions are shown for comparison.")
     return lines
 
 

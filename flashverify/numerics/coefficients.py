@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flashverify.numerics.contract import LN2, Contract, TensorCore
+from flashverify.numerics.contract import LN2, Contract
+from flashverify.numerics.dots import Number, SplitProducts, TensorCore
 from flashverify.numerics.formats import Format
 
 
@@ -37,7 +38,9 @@ class Coefficients:
         """
         accumulator = self.contract.accumulator
         if self.contract.flushes_subnormals:
-            return 2.0 * accumulator.smallest_normal
+            dot = self.contract.dot
+            pieces = dot.pieces.smallest_subnormal if isinstance(dot, SplitProducts) else 0.0  # what a tiny P or dS loses
+            return 2.0 * accumulator.smallest_normal + pieces
         return (self.contract.exp2_ulps + 1.0) * accumulator.smallest_subnormal
 
     @property
@@ -67,8 +70,10 @@ class Coefficients:
         """Relative error of an input that was multiplied by the scale and rounded to storage, 0 if inputs are used as given."""
         return self.contract.storage.unit_roundoff * (1.0 + self.multiplier) if self.contract.prescaled else 0.0
 
-    def growth(self, roundings: float) -> float:
+    def growth(self, roundings: Number) -> Number:
         """Largest relative change by that many roundings of relative size u: (1+u)^n - 1 <= expm1(n·u)."""
+        if isinstance(roundings, torch.Tensor):
+            return torch.expm1(roundings * self.unit)
         return math.expm1(roundings * self.unit)
 
     def plain_dot(self, length: int) -> float:
@@ -76,7 +81,9 @@ class Coefficients:
 
         The operands' own rounding (tf32) and the summation compose multiplicatively.
         """
-        return (1.0 + self.operand) ** 2 * (1.0 + self.growth(self.contract.dot.kappa(length))) - 1.0
+        return (1.0 + self.operand) ** 2 * (
+            1.0 + self._summed(self.contract.dot.kappa(length), additions=1.0, roundings=0.0)
+        ) - 1.0
 
     def score_dot(self, length: int) -> float:
         """`plain_dot` of q and k, one of which may have been scaled and rounded to storage before."""
@@ -118,17 +125,34 @@ class Coefficients:
             float64 tensor shaped like `lengths`.
         """
         dot = self.contract.dot
-        if isinstance(dot, TensorCore):
+        core = dot.core if isinstance(dot, SplitProducts) else dot
+        if isinstance(core, TensorCore):
             beyond_first = (lengths / runs - 1.0).clamp(min=0.0)
-            steps = torch.ceil(beyond_first / dot.block) + 1.0
+            steps = torch.ceil(beyond_first / core.block) + 1.0
             for tile in (self.contract.block_q, self.contract.block_k):
-                if tile is not None and tile % dot.block:  # each tile that is touched ends in a step of its own
+                if tile is not None and tile % core.block:  # each tile that is touched ends in a step of its own
                     steps = steps + torch.ceil(beyond_first / tile) + 1.0
-            kappa = lengths * dot.truncation + runs * steps * (dot.truncation + 3.0)
+            kappa = lengths * core.truncation + runs * steps * (core.truncation + 3.0)
         else:
             kappa = lengths
-        growth = torch.expm1((kappa + extra) * self.unit)
-        return (1.0 + self.operand) ** 2 * (1.0 + growth) - 1.0
+        # at most every term is a tile of its own
+        return (1.0 + self.operand) ** 2 * (
+            1.0 + self._summed(kappa, additions=lengths, roundings=lengths.new_zeros(()) + extra)
+        ) - 1.0
+
+    def _summed(self, kappa: Number, additions: Number, roundings: Number) -> Number:
+        """Relative error of sums of products.
+
+        Args:
+            kappa: error constant of the summation.
+            additions: how often a tile's sum is added to the accumulator by an addition of its own, if it is (lemma 2b).
+            roundings: of the partial sums besides.
+        """
+        dot = self.contract.dot
+        if not isinstance(dot, SplitProducts):
+            return self.growth(kappa + roundings)
+        error = dot.error(self.growth(dot.sums * kappa), self.growth(kappa))
+        return (1.0 + error) * (1.0 + self.growth(additions + roundings)) - 1.0
 
     def cast(self, target: Format | None, magnitude: torch.Tensor, floor: torch.Tensor | float = 1.0) -> torch.Tensor:
         """Largest error of rounding values to `target`, to nearest, with gradual underflow.

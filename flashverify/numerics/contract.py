@@ -6,43 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from flashverify.numerics.dots import AnyOrder, Dot
 from flashverify.numerics.formats import FP64, Format
 
 LN2 = math.log(2.0)
 LOG2E = math.log2(math.e)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorCore:
-    """A dot product in blocks of `block` products, aligned to the largest exponent, truncated, chained along K.
-
-    Each step truncates its products and the accumulator to `extra_bits` bits below the accumulator's last one and truncates
-    the sum: |error| <= ((products + 1) / 2^(extra_bits - 1) + 2) u a step, relative to the sum of magnitudes, where products
-    that are 0 don't count (docs/numerics.md, lemma 2).
-    Hopper: block 16 for fp16 and bf16 and 8 for tf32, 2 extra bits (Khattak and Mikaitis, arXiv 2512.07004).
-    """
-
-    block: int
-    extra_bits: int
-
-    @property
-    def truncation(self) -> float:
-        """Largest error of truncating one term of a step, in units of the accumulator's roundoff."""
-        return 2.0 ** (1 - self.extra_bits)
-
-    def kappa(self, length: int) -> float:
-        """Error constant of a dot product of that length, in units of the accumulator's roundoff."""
-        steps = -(-length // self.block)
-        return length * self.truncation + steps * (self.truncation + 2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class AnyOrder:
-    """A dot product rounded to nearest at every multiplication or addition, in any order: kappa(K) = K (Higham, gamma_K)."""
-
-    def kappa(self, length: int) -> float:
-        """Error constant of a dot product of that length, in units of the accumulator's roundoff."""
-        return float(length)
 
 
 Exponent = Literal["scaled", "fused", "shifted"]
@@ -91,7 +59,7 @@ class Contract:
 
     storage: Format
     accumulator: Format
-    dot: TensorCore | AnyOrder
+    dot: Dot
     operand: Format | None = None
     probability: Format | None = None
     score_gradient: Format | None = None

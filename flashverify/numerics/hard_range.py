@@ -16,6 +16,7 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import LOG2E, Contract
+from flashverify.numerics.dots import SplitProducts
 from flashverify.numerics.exponents import LARGEST_EXPONENT
 from flashverify.numerics.formats import Format
 from flashverify.numerics.hard_backward import ScoreGradients, score_gradients
@@ -47,9 +48,27 @@ def range_violation(
     Raises:
         ValueError: if tile_elements is less than 1.
     """
+    underflow = _pieces_underflow(inputs, contract)
+    if underflow is not None:
+        return underflow
     for name, reach, target in _reaches(case, inputs, truth, budget, contract, tile_elements):
         if not reach <= target.largest:
             return f"range: {name} may reach {reach:.3g}, the largest {target.name} is {target.largest:.3g}"
+    return None
+
+
+def _pieces_underflow(inputs: Inputs, contract: Contract) -> str | None:
+    """Which input has numbers that pieces do not add up to, where products are made of pieces, or None."""
+    dot = contract.dot
+    if not isinstance(dot, SplitProducts):
+        return None
+    for name, values in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("dO", inputs.dout)):
+        small = (values != 0.0) & (values.abs() < dot.smallest_operand)
+        if bool(small.any()):
+            found = float(values[small].abs().min())
+            return (
+                f"range: {name} has {found:.3g}, whose pieces underflow in {dot.pieces.name} below {dot.smallest_operand:.3g}"
+            )
     return None
 
 
@@ -80,6 +99,7 @@ def _reaches(
 def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tuple[str, float, Format]]:
     """The numbers that one tile forms; sums are bounded by their sums of magnitudes, so in any order."""
     tile, accumulator = gradients.tile, contract.accumulator
+    operands = contract.dot.pieces if isinstance(contract.dot, SplitProducts) else accumulator
     slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + tile.q.shape[-1])
     scores = slack * _largest(tile.score_magnitude)
     logits = scores * abs(tile.scale) * LOG2E
@@ -92,6 +112,8 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
         # the heaviest key's exponent is 0 up to the rounding of a fused product
         residual = accumulator.unit_roundoff * logits
         yield "an unnormalised weight", 2.0 ** min(residual, 1023.0), contract.probability or accumulator
+    for name, values in (("q", tile.q), ("k", tile.k), ("v", tile.v), ("dO", tile.dout)):
+        yield name, _largest(values.abs()), operands
     products = tile.dout.abs() @ tile.v.abs().mT
     yield "dP", slack * _largest(products), accumulator
     yield "a weight of the backward pass", _largest(gradients.weights.largest), contract.probability or accumulator
@@ -101,7 +123,7 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     heaviest = tile.v.abs().sum(1).max() if tile.v.numel() else tile.v.new_zeros(())
     yield "the unnormalised output", slack * float(heaviest), accumulator
     ds = gradients.ds.abs() + gradients.error
-    yield "dS", _largest(ds), contract.score_gradient or accumulator
+    yield "dS", _largest(ds), contract.score_gradient or operands
     yield "dq before the scale", slack * _largest(ds @ tile.k.abs()), accumulator
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from flashverify.numerics.coefficients import Coefficients
-from flashverify.numerics.contract import LOG2E, Contract, TensorCore
+from flashverify.numerics.contract import LOG2E, Contract
+from flashverify.numerics.dots import TensorCore
 from flashverify.numerics.formats import FP32, Format
 
 ROUNDING = 1.0 / (8.0 * math.log(2.0))

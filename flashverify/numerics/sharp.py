@@ -15,6 +15,7 @@ from flashverify.cases.semantics import key_head, visible_mask
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.calibration import ROUNDED
 from flashverify.numerics.contract import Contract
+from flashverify.numerics.dots import SplitProducts
 from flashverify.numerics.formats import EVALUATION_UNIT
 from flashverify.numerics.sharp_backward import backward_spread
 from flashverify.numerics.sharp_forward import ForwardSpread, forward_spread
@@ -40,6 +41,8 @@ def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str
 
 def _untold(contract: Contract) -> str | None:
     """Why the model says nothing of a kernel with this contract, or None."""
+    if isinstance(contract.dot, SplitProducts):
+        return f"products are made of pieces in {contract.dot.pieces.name}: what they leave out is no rounding"
     if contract.operand is not None:
         return f"operands are rounded to {contract.operand.name}: one error for all keys of a row"
     if contract.prescaled:

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from flashverify.adapters.contracts import TENSOR_CORES, TF32_BLOCK, UNKNOWN_TENSOR_CORE, flash_attention
+from flashverify.adapters.registry import PRECISIONS, load
 from flashverify.adapters.triton import TritonKernel
 from flashverify.cases.case import DTYPES, AttentionCase
-from flashverify.numerics.contract import AnyOrder, TensorCore
-from flashverify.numerics.formats import FORMATS, FP32, FP64, TF32
+from flashverify.numerics.dots import AnyOrder, SplitProducts, TensorCore
+from flashverify.numerics.formats import BF16, FORMATS, FP32, FP64, TF32
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -59,7 +60,7 @@ def test_an_unknown_gpu_gets_the_coarsest_tensor_core():
 
 
 def test_tf32_is_stated_where_it_is_asked_for(capability):
-    contract = flash_attention("fp32", CUDA, block_q=64, block_k=64, tf32=True)
+    contract = flash_attention("fp32", CUDA, block_q=64, block_k=64, precision="tf32")
     half = TENSOR_CORES.get(capability, UNKNOWN_TENSOR_CORE)
     assert contract.operand is TF32
     assert contract.dot == TensorCore(TF32_BLOCK[half.block], half.extra_bits)
@@ -112,8 +113,34 @@ def test_a_scale_that_the_kernels_refuse_is_declined(dtype, scale, declined):
 @pytest.mark.parametrize("precision", ["ieee", "bf16x6"])
 def test_what_is_timed_is_what_a_user_calls(causal, precision):
     """`attend` gives the bits of the operator that is certified; the interpreter knows one precision."""
-    kernel = TritonKernel(CPU)
+    kernel = TritonKernel(CPU, precision=precision)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 17, 8, generator=generator) for _ in range(3))
     expected, _ = torch.ops.flashverify_kernels.attention(q, k, v, 8**-0.5, 0 if causal else None, "ieee", None)
-    assert torch.equal(kernel.attend(q, k, v, causal, precision=precision), expected)
+    assert torch.equal(kernel.attend(q, k, v, causal), expected)
+
+
+def test_products_of_pieces_are_stated_by_precision(capability):
+    core = TENSOR_CORES.get(capability, UNKNOWN_TENSOR_CORE)
+    short = TensorCore(TF32_BLOCK[core.block], core.extra_bits)
+    expected = {
+        "ieee": AnyOrder(),
+        "tf32": short,
+        "tf32x3": SplitProducts(short, TF32, 2),
+        "bf16x6": SplitProducts(core, BF16, 3),
+    }
+    for precision, dot in expected.items():
+        contract = flash_attention("fp32", CUDA, block_q=64, block_k=64, precision=precision)
+        assert contract.dot == dot
+        assert contract.operand is (TF32 if precision == "tf32" else None)
+        assert flash_attention("fp64", CUDA, block_q=64, block_k=64, precision=precision).dot == AnyOrder()
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_precision_of_float32_declines_other_dtypes(name):
+    kernel = load(name, CPU)
+    assert kernel.name == name
+    assert kernel.declines(case_of("fp32")) is kernel.declines(case_of("fp64")) is None
+    for dtype in ("fp16", "bf16"):
+        reason = kernel.declines(case_of(dtype))
+        assert reason is None if name == "triton" else reason == f"{kernel.precision} is a precision of float32 products"

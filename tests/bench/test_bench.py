@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from flashverify import cli
+from flashverify.adapters.registry import NAMES
 from flashverify.bench import problems, run, table
+from flashverify.bench.peers import PRECISIONS
 from flashverify.bench.permission import SAME, refusal
 from flashverify.bench.problems import HALF, LARGE_PRODUCTS, SINGLE, Problem, certified_cases, kinds, large_kind
 from flashverify.bench.timing import Timing
@@ -27,6 +29,12 @@ def certificate(**changes: object) -> Certificate:
     plan = Plan(kernel="triton", matrix="cases", cases=len(records), checks=("accuracy",), lane="gpu")
     made = Certificate(created="2026-01-31T12:00:00Z", environment=H200, plan=plan, records=records, seconds=1.0)
     return replace(made, **changes)
+
+
+def of_precision(kernel: str) -> dict[str, object]:
+    """What differs in a certificate of float32 in another precision."""
+    records = tuple(record(case, Verdict.PASS) for case in certified_cases(kernel))
+    return {"records": records, "plan": msgspec.structs.replace(certificate().plan, kernel=kernel, cases=len(records))}
 
 
 def test_the_twelve_shapes() -> None:
@@ -94,7 +102,7 @@ def test_single_table() -> None:
     timing = Timing(
         Problem("fp32", 64, False, 2048), "forward", {"ours ieee": 4.0, "ours bf16x6": 1.0, "memory-efficient": 2.0}
     )
-    lines = table.single_table([timing])
+    lines = table.single_table([timing], PRECISIONS)
     assert lines[2].endswith("| 0.50 | 2.00 | - |")
     assert "forward: ours bf16x6 / memory-efficient: 2.000 (geometric mean of 1 of 1)" in lines
 
@@ -133,6 +141,14 @@ def test_another_kernel_and_the_interpreter_are_refused() -> None:
     assert "interpreter" in str(refusal(certificate(environment=interpreted), H200, "triton"))
 
 
+def test_a_precision_needs_a_certificate_of_its_own() -> None:
+    made = certificate(**of_precision("triton:bf16x6"))
+    assert refusal(made, H200, "triton:bf16x6") is None
+    assert "not of triton:tf32x3" in str(refusal(made, H200, "triton:tf32x3"))
+    assert {case.dtype for case in certified_cases("triton:bf16x6")} == {"fp32"}
+    assert set(PRECISIONS) <= set(NAMES)
+
+
 def test_the_command_shows_no_speed_of_a_failed_kernel(
     tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,13 +160,39 @@ def test_the_command_shows_no_speed_of_a_failed_kernel(
     certificate(records=(replace(records[0], verdict=Verdict.FAIL), *records[1:])).write(path)
     monkeypatch.setattr(lanes, "enter_lane", lambda wanted: lanes.Lane("gpu", "cpu", "pretended"))
     monkeypatch.setattr(Environment, "capture", classmethod(lambda cls, *arguments: H200))
-    monkeypatch.setattr(run, "compile_ahead", lambda: pytest.fail("compiled"))
-    monkeypatch.setattr(run, "measure", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(run, "compile_ahead", lambda kernels: pytest.fail("compiled"))
+    monkeypatch.setattr(run, "measure", lambda kernels: pytest.fail("measured"))
     monkeypatch.setattr("sys.argv", ["flashverify", "bench", "--certificate", str(path)])
     with pytest.raises(SystemExit) as exited:
         cli.main()
     assert exited.value.code == 1
-    assert "no speed is shown: the kernel is not certified" in capsys.readouterr().out
+    assert "no speed of triton is shown: the kernel is not certified" in capsys.readouterr().out
+
+
+def test_the_command_times_those_kernels_alone_that_are_certified(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flashverify import lanes
+
+    certificate().write(tmp_path / "ours.json")
+    certificate(**of_precision("triton:bf16x6")).write(tmp_path / "pieces.json")
+    monkeypatch.setattr(lanes, "enter_lane", lambda wanted: lanes.Lane("gpu", "cpu", "pretended"))
+    monkeypatch.setattr(Environment, "capture", classmethod(lambda cls, *arguments: H200))
+    monkeypatch.setattr(run, "compile_ahead", lambda kernels: None)
+    seconds = {"ours ieee": 4.0, "ours bf16x6": 1.0, "memory-efficient": 2.0}
+    timed: list[object] = []
+    monkeypatch.setattr(run, "measure", lambda kernels: timed.append(kernels) or [Timing(SINGLE[0], "forward", seconds)])
+    paths = [str(tmp_path / name) for name in ("ours.json", "pieces.json")]
+    words = ["bench", "--certificate", paths[0], "--certificate", paths[1], "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["flashverify", *words])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    assert not exited.value.code
+    assert timed == [["triton", "triton:bf16x6"]]
+    shown = capsys.readouterr().out
+    assert "no speed of triton:tf32x3 is shown: no certificate of triton:tf32x3 was given" in shown
+    assert "forward: ours bf16x6 / memory-efficient: 2.000" in shown
+    assert "forward: ours bf16x6 / memory-efficient: 2.000" in (tmp_path / "triton-bench-tables.md").read_text()
 
 
 def test_without_a_gpu_it_is_an_error_of_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@
 
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
-not contiguous: a name of LAYOUTS or MIXED; "descriptors" stands for contiguous tensors that are loaded by tensor descriptors.
+not contiguous: a name of LAYOUTS or MIXED; "descriptors" stands for contiguous tensors that are loaded by tensor descriptors,
+and a name of SPLIT for them with float32 products of that precision.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import triton
 from flashverify_kernels import launch as launching
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
-from flashverify_kernels.tiles import TABLES, padded_head_dim
+from flashverify_kernels.tiles import SPLIT_TABLES, TABLES, padded_head_dim
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
@@ -58,6 +59,9 @@ LAYOUTS = {
     "every-other": lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2],
     "along-n": lambda x: x.mT.contiguous().mT,
 }
+SPLIT = ("bf16x6", "tf32x3")
+"""Precisions of float32 whose products are made of pieces."""
+
 MIXED = {"keys-along-n": ("contiguous", "along-n", "contiguous", "contiguous")}
 """Layouts of q, k, v and dO that differ."""
 
@@ -86,16 +90,19 @@ def compile_entry(
         return compiled
 
     jit.JITFunction.run = warm_up
-    launching.DESCRIPTOR_PRODUCTS = 0 if layout == "descriptors" else math.inf
+    launching.DESCRIPTOR_PRODUCTS = 0 if layout == "descriptors" or layout in SPLIT else math.inf
     try:
         torch_dtype = DTYPES[dtype]
-        tiles = TABLES[f"sm{capability}"][torch_dtype][padded_head_dim(head_dim), causal]
+        precision = layout if layout in SPLIT else "ieee"
+        name = f"sm{capability}"
+        table = SPLIT_TABLES[name] if precision in SPLIT else TABLES[name][torch_dtype]
+        tiles = table[padded_head_dim(head_dim), causal]
         shape = (1, 2, 64, head_dim)
-        layouts = MIXED.get(layout, (layout,) * 4)
+        layouts = MIXED.get(layout, ("contiguous" if precision in SPLIT else layout,) * 4)
         q, k, v, dout = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name in layouts)
         offset = 0 if causal else None
-        out, lse = attention_forward(q, k, v, 0.5, offset, "ieee", tiles.forward)
-        attention_backward(dout, lse, q, k, v, out, lse, 0.5, offset, "ieee", tiles.dkdv, tiles.dq)
+        out, lse = attention_forward(q, k, v, 0.5, offset, precision, tiles.forward)
+        attention_backward(dout, lse, q, k, v, out, lse, 0.5, offset, precision, tiles.dkdv, tiles.dq)
     finally:
         jit.JITFunction.run = launch
     return needs, stray

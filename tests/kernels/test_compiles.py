@@ -18,7 +18,16 @@ SHARED_MEMORY = {"90": 227 * 1024, "80": 163 * 1024}
 """Bytes of shared memory that a block may have (CUDA C++ Programming Guide, specifications per compute capability)."""
 
 ENTRIES = {
-    "90": ("fp16:64:1", "bf16:128:0", "bf16:128:1:descriptors", "bf16:256:0:descriptors", "fp32:64:1", "fp64:256:0"),
+    "90": (
+        "fp16:64:1",
+        "bf16:128:0",
+        "bf16:128:1:descriptors",
+        "bf16:256:0:descriptors",
+        "fp32:64:1",
+        "fp64:256:0",
+        "fp32:64:0:bf16x6",
+        "fp32:128:1:tf32x3",
+    ),
     "80": ("bf16:128:1", "fp64:256:0"),
 }
 KERNELS = {"forward_kernel", "delta_kernel", "dkdv_kernel", "dq_kernel"}

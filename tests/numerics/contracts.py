@@ -7,8 +7,9 @@ import torch
 
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
-from flashverify.numerics.contract import AnyOrder, Contract, TensorCore
-from flashverify.numerics.formats import FORMATS, FP32, FP64, TF32
+from flashverify.numerics.contract import Contract
+from flashverify.numerics.dots import AnyOrder, SplitProducts, TensorCore
+from flashverify.numerics.formats import BF16, FORMATS, FP32, FP64, TF32
 from flashverify.numerics.hard import backward_budget, forward_budget
 from tests.numerics.simulator import Options, truth
 
@@ -16,12 +17,18 @@ from tests.numerics.simulator import Options, truth
 def contract_of(dtype: str, options: Options) -> Contract:
     """What a simulated kernel states about itself."""
     half = dtype in {"fp16", "bf16"}
-    cores = {"tensor-core": TensorCore(16, 2), "tf32": TensorCore(8, 2), "tf32-truncated": TensorCore(8, 2)}
+    cores = {
+        "tensor-core": TensorCore(16, 2),
+        "tf32": TensorCore(8, 2),
+        "tf32-truncated": TensorCore(8, 2),
+        "bf16x6": SplitProducts(TensorCore(16, 2), BF16, 3),
+        "tf32x3": SplitProducts(TensorCore(8, 2), TF32, 2),
+    }
     return Contract(
         storage=FORMATS[dtype],
         accumulator=FP64 if dtype == "fp64" else FP32,
         dot=AnyOrder() if dtype == "fp64" else cores.get(options.dot, AnyOrder()),
-        operand=TF32 if options.dot.startswith("tf32") else None,
+        operand=TF32 if options.dot in {"tf32", "tf32-truncated"} else None,
         operand_truncated=options.dot == "tf32-truncated",
         probability=FORMATS[dtype] if half else None,
         score_gradient=FORMATS[dtype] if half else None,

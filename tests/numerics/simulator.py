@@ -24,7 +24,7 @@ TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "
 class Options:
     """How the simulated kernel works, and which defect it has (all defects default to none)."""
 
-    dot: str = "tensor-core"  # or "any-order", "tf32", "tf32-truncated"
+    dot: str = "tensor-core"  # or "any-order", "tf32", "tf32-truncated", or a name of SPLITS
     block_k: int | None = 32
     direction: str = "left"  # from which end keys are walked, or "right"
     splits: int = 1  # runs of blocks that are walked apart and merged
@@ -110,6 +110,34 @@ def tensor_core(a: np.ndarray, b: np.ndarray, c: np.ndarray, block: int) -> np.n
     return total
 
 
+SPLITS = {"bf16x6": (8, 3, 16), "tf32x3": (11, 2, 8)}
+"""Products of pieces: bits of a piece, pieces of an operand, products in a step of the tensor core."""
+
+
+def pieces_of(x: np.ndarray, bits: int, parts: int) -> list[np.ndarray]:
+    """float32 numbers as sums of shorter ones, each to nearest; what is left after the last is lost."""
+    pieces, rest = [], x.astype(np.float64)
+    for _ in range(parts):
+        scale = np.ldexp(1.0, bits - np.frexp(rest)[1])
+        pieces.append(np.rint(rest * scale) / scale)
+        rest = rest - pieces[-1]
+    return pieces
+
+
+def split_dot(a: np.ndarray, b: np.ndarray, c: np.ndarray, kind: str, without: tuple[int, int] | None = None) -> np.ndarray:
+    """a times b by products of their pieces, the smaller ones first, then c added; one product may be left out, as a defect."""
+    bits, parts, step = SPLITS[kind]
+    left, right = pieces_of(a, bits, parts), pieces_of(b, bits, parts)
+    if kind == "tf32x3":  # the tensor core reads the last piece as it stands, and drops its lower bits
+        left[-1], right[-1] = (round_tf32(x, truncate=True) for x in (a - left[0], b - right[0]))
+    pairs = sorted((pair for pair in np.ndindex(parts, parts) if sum(pair) < parts), key=lambda pair: -sum(pair))
+    total = np.zeros((a.shape[0], b.shape[1]), np.float32)
+    for i, j in pairs:
+        if (i, j) != without:
+            total = tensor_core(left[i], right[j], total, step)
+    return total + c
+
+
 class Kernel:
     """One simulated kernel for a storage dtype."""
 
@@ -123,6 +151,8 @@ class Kernel:
         a, b = a.astype(self.work), b.astype(self.work)
         c = np.zeros((a.shape[0], b.shape[1]), self.work) if c is None else c
         kind = self.options.dot
+        if kind in SPLITS:
+            return split_dot(a, b, c, kind)
         if kind.startswith("tf32"):
             a, b = (round_tf32(x, kind == "tf32-truncated") for x in (a, b))
             return tensor_core(a, b, c, 8)

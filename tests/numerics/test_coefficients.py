@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flashverify.numerics.coefficients import Coefficients
-from flashverify.numerics.contract import ORACLE_FLOAT64, AnyOrder, Contract, TensorCore
+from flashverify.numerics.contract import ORACLE_FLOAT64, Contract
+from flashverify.numerics.dots import AnyOrder, TensorCore
 from flashverify.numerics.formats import BF16, FP16, FP32, TORCH_DTYPES, Format
 from tests.numerics.contracts import contract_of
 from tests.numerics.simulator import Options, tensor_core

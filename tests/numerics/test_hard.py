@@ -264,6 +264,19 @@ def test_range_is_declared_by_name() -> None:
     assert "fp32" in reason
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v", "dO"])
+def test_numbers_whose_pieces_underflow_are_out_of_range(name: str) -> None:
+    case = AttentionCase(dtype="fp32", seqlen_q=3, seqlen_k=4, head_dim=5)
+    contract = contract_of("fp32", Options(dot="bf16x6"))
+    plain = contract_of("fp32", Options(dot="any-order"))
+    inputs, truth = problem(case)
+    assert range_violation(case, inputs, truth, budgets(case, inputs, truth, contract), contract) is None
+    getattr(inputs, "dout" if name == "dO" else name)[0, 0, 1, 2] = 1e-32
+    reason = range_violation(case, inputs, truth, budgets(case, inputs, truth, contract), contract)
+    assert reason == f"range: {name} has 1e-32, whose pieces underflow in bf16 below 1.97e-31"
+    assert range_violation(case, inputs, truth, budgets(case, inputs, truth, plain), plain) is None
+
+
 def test_the_float64_oracle_holds_its_own_bound_and_the_bound_is_sharp() -> None:
     case = AttentionCase(dtype="fp64", seqlen_q=3, seqlen_k=24, head_dim=8)
     inputs, truth = problem(case)

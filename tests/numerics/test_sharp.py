@@ -15,7 +15,8 @@ from flashverify.cases.tensors import Inputs
 from flashverify.checks.examination import Examination
 from flashverify.checks.views import View, views
 from flashverify.numerics import sharp
-from flashverify.numerics.formats import TF32
+from flashverify.numerics.dots import SplitProducts, TensorCore
+from flashverify.numerics.formats import BF16, TF32
 from flashverify.numerics.moments import INVERSE_SIGNIFICAND
 from flashverify.numerics.sharp import factor, inapplicable, inapplicable_to
 from tests.numerics.simulated import HONEST, SimulatedKernel, sharp_contract_of
@@ -167,6 +168,7 @@ HONEST_CONTRACT = sharp_contract_of("bf16", HONEST["bf16"])
 
 UNTOLD = {
     "operands are rounded to tf32": (CASE, {"operand": TF32}),
+    "products are made of pieces in bf16": (CASE, {"dot": SplitProducts(TensorCore(16, 2), BF16, 3)}),
     "q or k is scaled and rounded": (CASE, {"prescaled": True}),
     "the walk over key blocks is not known": (CASE, {"block_k_exact": False}),
     "no pair of a query and a key": (CASE.replace(seqlen_k=0), {}),

@@ -17,7 +17,7 @@ SHAPES = ((17, 33, 32), (8, 70, 64), (33, 65, 16), (5, 1, 16), (24, 16, 40))
 DOTS = {
     "fp16": ("tensor-core", "any-order"),
     "bf16": ("tensor-core", "any-order"),
-    "fp32": ("any-order", "tf32", "tf32-truncated"),
+    "fp32": ("any-order", "tf32", "tf32-truncated", "bf16x6", "tf32x3"),
     "fp64": ("any-order",),
 }
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from flashverify.numerics import published
-from flashverify.numerics.contract import Contract, TensorCore
+from flashverify.numerics.contract import Contract
+from flashverify.numerics.dots import SplitProducts, TensorCore
 from flashverify.numerics.formats import FP32
 
 Rounding = Literal["truncate", "nearest"]
@@ -133,6 +134,7 @@ class Arithmetic:
         - exp2, log2, division: where the contract states the published constant. A kernel that states another one computes
           in a way of its own, and keeps it. If every input was tried, the measured value is the bound; if a sample was,
           the larger of it and the published one. The mean and the rms error of exp2 come with it.
+        - products of pieces: their tensor core in the same way.
         - tf32: operands may be truncated, where they were seen to be.
 
         A contract in float64 is returned as it is.
@@ -147,11 +149,14 @@ class Arithmetic:
         }
         if contract.exp2_ulps == published.EXP2_ULPS and not math.isnan(self.exp2_rms_ulps):
             changes |= {"exp2_mean_ulps": self.exp2_mean_ulps, "exp2_rms_ulps": self.exp2_rms_ulps}
-        operand = contract.operand or contract.storage
+        dot = contract.dot
+        operand = dot.pieces if isinstance(dot, SplitProducts) else contract.operand or contract.storage
         model = self.tensor_cores.get(operand.name)
-        if isinstance(contract.dot, TensorCore) and model is not None:
+        if isinstance(dot, TensorCore) and model is not None:
             changes["dot"] = model.bound
-        if operand.name == "tf32" and self.truncates_tf32:
+        if isinstance(dot, SplitProducts) and model is not None:
+            changes["dot"] = dataclasses.replace(dot, core=model.bound)
+        if contract.operand is not None and operand.name == "tf32" and self.truncates_tf32:
             changes["operand_truncated"] = True
         return dataclasses.replace(contract, **changes)  # type: ignore[arg-type]
 

@@ -9,8 +9,8 @@ import torch
 from flashverify.adapters.contracts import flash_attention
 from flashverify.numerics import published
 from flashverify.numerics.axioms.arithmetic import Arithmetic, BlockModel, Observation
-from flashverify.numerics.contract import AnyOrder, TensorCore
-from flashverify.numerics.formats import TF32
+from flashverify.numerics.dots import AnyOrder, SplitProducts, TensorCore
+from flashverify.numerics.formats import BF16, TF32
 
 MEASURED = Arithmetic(
     device="a GPU",
@@ -48,6 +48,15 @@ def test_tf32_operands_take_the_core_of_tf32_and_their_truncation():
     assert MEASURED.refine(stated).dot == TensorCore(4, 0)
     assert not MEASURED.refine(stated).operand_truncated
     assert dataclasses.replace(MEASURED, truncates_tf32=True).refine(stated).operand_truncated
+
+
+def test_products_of_pieces_take_the_core_of_their_pieces():
+    stated = contract("fp32", dot=SplitProducts(TensorCore(16, 2), BF16, 3))
+    assert MEASURED.refine(stated).dot == SplitProducts(TensorCore(8, 1), BF16, 3)
+    truncating = dataclasses.replace(MEASURED, truncates_tf32=True)
+    refined = truncating.refine(contract("fp32", dot=SplitProducts(TensorCore(8, 2), TF32, 2)))
+    assert refined.dot == SplitProducts(TensorCore(4, 0), TF32, 2)
+    assert not refined.operand_truncated  # the bound of the pieces covers it
 
 
 def test_products_in_any_order_stay_so_and_a_format_that_was_not_measured_keeps_its_core():
