@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 
-Precision = Literal["ieee", "tf32", "tf32x3"]
+Precision = Literal["ieee", "tf32", "tf32x3", "bf16x6"]
 
 
 class Primitives(Protocol):

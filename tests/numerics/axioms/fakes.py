@@ -38,7 +38,7 @@ class FakeDevice:
             total = torch.zeros(*left.shape[:2], right.shape[2], dtype=torch.float64) if accumulator is None else accumulator
             return self.double_dot(left, right, total)
         operand = OPERANDS.get(left.dtype, TF32)
-        if operand is TF32 and precision in ("ieee", "tf32x3"):
+        if operand is TF32 and precision in ("ieee", "tf32x3", "bf16x6"):
             blank = torch.empty(*left.shape[:2], right.shape[2])
             return CHAINS[self.chain](Probe(*wide, accumulator, blank))
         if operand is TF32:

@@ -168,6 +168,17 @@ def test_any_order_covers_products_of_float32_and_not_of_half_precision():
     assert any_order_headroom(left, right, None, halves, FP32) == torch.inf
 
 
-def test_tf32x3_is_measured_beside_float32():
-    (line,) = wide_products.split_products(FakeDevice()).observations
-    assert float(line.value) < 32
+def test_products_of_pieces_are_measured_beside_float32():
+    lines = wide_products.split_products(FakeDevice()).observations
+    assert [line.name for line in lines] == ['fp32 products, "tf32x3"', 'fp32 products, "bf16x6"']
+    assert all(float(line.value) < 32 and line.fits for line in lines)
+    assert wide_products.split_products(FakeDevice(lane="interpreter")).observations == ()
+
+
+def test_a_compiler_that_takes_pieces_for_a_shorter_format_is_seen():
+    class Short(FakeDevice):
+        def dot(self, left, right, accumulator, precision):
+            return super().dot(left, right, accumulator, "tf32" if precision == "bf16x6" else precision)
+
+    lines = wide_products.split_products(Short()).observations
+    assert [line.fits for line in lines] == [True, False]
