@@ -80,7 +80,7 @@ def certify(
     select: Annotated[list[str] | None, typer.Option(help="Only cases whose id or features contain this; repeatable.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="Only this case id (instead of a matrix); repeatable.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for certificate and reports.")] = OUTPUT,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default up to 12, one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default up to 16, one a core.")] = None,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that one case may take.")] = 300.0,
     lane: LaneOption = "auto",
 ) -> None:

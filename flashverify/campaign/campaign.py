@@ -22,7 +22,7 @@ from flashverify.records.certificate import Certificate, Plan, now
 from flashverify.records.environment import Environment
 from flashverify.records.measurement import CaseRecord
 
-MOST_WORKERS = 12
+MOST_WORKERS = 16
 """Worker processes by default, at most: each holds a CUDA context."""
 
 

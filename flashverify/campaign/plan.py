@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import zip_longest
 
-from flashverify.cases.case import AttentionCase
+from flashverify.cases.case import DTYPES, AttentionCase
+
+ORDER = ("fp64", *(dtype for dtype in DTYPES if dtype != "fp64"))
 
 
 def select(cases: Iterable[AttentionCase], words: Iterable[str]) -> tuple[AttentionCase, ...]:
@@ -16,14 +18,16 @@ def select(cases: Iterable[AttentionCase], words: Iterable[str]) -> tuple[Attent
 
 
 def spread(cases: Iterable[AttentionCase]) -> tuple[AttentionCase, ...]:
-    """The cases in an order in which the first ones differ most: one of each kernel instance in turn, the largest first.
+    """The cases in an order in which the first ones differ most: one of each kernel instance in turn, dtype by dtype.
 
-    Workers that start together then compile different kernels, and the last cases are short.
+    Workers that start together then compile different kernels, and the last cases are short. Cases of every dtype need the
+    float64 instantiation of their kernel: those in float64 come first, so that it is compiled once, and by then. Of a dtype the
+    largest case is first.
     """
     instances: dict[tuple[object, ...], list[AttentionCase]] = defaultdict(list)
     for case in sorted(cases, key=_work, reverse=True):
         instances[case.dtype, case.head_dim, case.mask != "full", case.layout].append(case)
-    rounds = zip_longest(*sorted(instances.values(), key=lambda group: -_work(group[0])))
+    rounds = zip_longest(*sorted(instances.values(), key=lambda group: (ORDER.index(group[0].dtype), -_work(group[0]))))
     return tuple(case for turn in rounds for case in turn if case is not None)
 
 

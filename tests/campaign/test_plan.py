@@ -3,8 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashverify.campaign.campaign import MOST_WORKERS
 from flashverify.campaign.plan import select, spread
 from flashverify.cases.case import DTYPES, MASKS, AttentionCase
+from flashverify.cases.matrices import matrix
 
 cases = st.lists(
     st.builds(
@@ -47,6 +49,16 @@ def test_the_first_cases_are_one_of_each_kernel_instance_and_the_largest_of_it(d
     assert {instance(case) for case in first} == instances
     for case in first:
         assert work(case) == max(work(other) for other in drawn if instance(other) == instance(case))
+
+
+def test_workers_that_start_together_share_no_float64_kernel():
+    """Neighbours that differ in their dtype alone would each compile the same float64 instantiation."""
+    planned = spread(matrix("standard"))
+    kernels = [(case.head_dim, case.mask != "full", case.layout) for case in planned]
+    first_round = kernels[: len({instance(case) for case in planned})]
+    for start in range(len(first_round) - MOST_WORKERS):
+        together = first_round[start : start + MOST_WORKERS]
+        assert len(set(together)) >= MOST_WORKERS - 1  # two dtypes meet where one ends and the next begins
 
 
 @settings(deadline=None, derandomize=True)
