@@ -113,9 +113,11 @@ def call(candidate: Candidate, tensors: tuple[torch.Tensor, ...], lse: torch.Ten
     scale, offset, tile = candidate.head_dim**-0.5, 0 if candidate.causal else None, candidate.tile
     launch.DESCRIPTOR_PRODUCTS = 0 if candidate.descriptors else math.inf
     if candidate.kernel == "forward":
-        return [forward.attention_forward(q, k, v, scale, offset, candidate.precision, tile)[0]]
+        return [forward.attention_forward(q, k, v, scale, offset, None, candidate.precision, tile)[0]]
     with only(candidate.kernel):
-        dq, dk, dv = backward.attention_backward(dout, None, q, k, v, q, lse, scale, offset, candidate.precision, tile, tile)
+        dq, dk, dv = backward.attention_backward(
+            dout, None, q, k, v, q, lse, scale, offset, None, candidate.precision, tile, tile
+        )
     return [dq] if candidate.kernel == "dq" else [dk, dv]
 
 

@@ -398,7 +398,7 @@ def test_importing_the_package_and_asking_for_help_imports_neither_torch_nor_tri
 def test_an_interruption_keeps_the_journal_and_names_it(folder):
     """As with Ctrl-C in a terminal, the signal goes to the workers too."""
     running = program(
-        "certify", "--kernel", "user_kernels:hangs", "--workers", 1, "--case", TINY.replace("fp32", "fp64"),
+        "certify", "--kernel", "user_kernels:hangs", "--workers", 2, "--case", TINY.replace("fp32", "fp64"),
         "--case", "fp32_b1_h1x1_n20x30_d2_causal_normal_contiguous_s0", start_new_session=True,
     )  # fmt: skip
     journal = folder / "certificates" / "user_kernels-hangs-cases.journal.jsonl"

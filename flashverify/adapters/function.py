@@ -57,7 +57,9 @@ class FunctionKernel:
         self._function: Callable[..., Any] = function
 
     def declines(self, case: AttentionCase) -> str | None:
-        """Bottom-right causal masks with Nq != Nk (not in the signature), dlse without an lse, and what it says itself."""
+        """What the signature lacks (windows, bottom-right masks with Nq != Nk), dlse without an lse, what it says itself."""
+        if "window" in case.features:
+            return "sliding window"
         if case.mask == "causal" and case.seqlen_q != case.seqlen_k:
             return "bottom-right causal mask with seqlen_q != seqlen_k"
         if case.lse_grad and not self.returns_lse:

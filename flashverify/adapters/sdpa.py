@@ -63,6 +63,7 @@ class SdpaKernel:
         """What the backends do not take, or take by way of copies that change the arithmetic."""
         refusals: tuple[tuple[bool, str], ...] = (
             (case.dtype not in ("fp16", "bf16"), case.dtype),
+            ("window" in case.features, "sliding window"),
             (case.group_size > 1, "grouped heads"),
             (case.lse_grad, "gradient of lse"),
             (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),

@@ -11,7 +11,7 @@ import torch
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import causal_offset
+from flashverify.cases.semantics import causal_offset, first_offset
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
@@ -88,6 +88,7 @@ class TritonKernel:
                 *(x.transpose(1, 2) for x in (q, k, v)),
                 softmax_scale=case.scale,
                 causal=case.mask == "causal",
+                window_size=tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
                 return_attn_probs=True,
                 input_precision=self.precision,
             )
@@ -95,7 +96,8 @@ class TritonKernel:
 
         def through_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The SDPA drop-in, which aligns top-left, returns no lse.
-            out, lse = self._operators.attention(q, k, v, case.softmax_scale, causal_offset(case), self.precision, None)
+            visible = causal_offset(case), first_offset(case)
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *visible, self.precision, None)
             return out, lse
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
@@ -106,7 +108,7 @@ class TritonKernel:
             return None
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
-        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, causal_offset(case))
+        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, causal_offset(case), first_offset(case))
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -118,4 +120,4 @@ class TritonKernel:
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         dtype = TORCH_DTYPES[case.dtype]
-        return self._tables.tiles_for(self.device, dtype, case.head_dim, case.mask != "full", self.precision)
+        return self._tables.tiles_for(self.device, dtype, case.head_dim, case.masked, self.precision)

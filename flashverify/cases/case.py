@@ -21,12 +21,15 @@ _ID = re.compile(
     r"(?P<dtype>[a-z0-9]+)_b(?P<batch>\d+)_h(?P<heads_q>\d+)x(?P<heads_kv>\d+)"
     r"_n(?P<seqlen_q>\d+)x(?P<seqlen_k>\d+)_d(?P<head_dim>\d+)"
     rf"_(?P<mask>{_NAME})_(?P<regime>{_NAME})_(?P<layout>{_NAME})"
+    r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
 _INTEGERS = {"batch": 0, "heads_q": 1, "heads_kv": 1, "seqlen_q": 0, "seqlen_k": 0, "head_dim": 1, "seed": 0}
 """The integer fields, with the smallest value of each."""
+
+_WINDOW = ("window_left", "window_right")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,9 @@ class AttentionCase:
     Attributes:
         dtype: short name from `DTYPES`.
         mask: one of `MASKS`.
+        window_left: how many keys before its own position a query sees at most, or None: all of them. Query i stands at key
+            i + seqlen_k - seqlen_q (at key i under `causal-topleft`).
+        window_right: how many keys after its own position it sees at most, or None; causal masks have 0 by themselves.
         regime: name of an input distribution (`regimes.py`).
         layout: name of a memory layout of q, k, v and dO (`layouts.py`).
         scale: softmax scale as an exact float64, or None for 1/sqrt(head_dim) as Python computes it
@@ -59,6 +65,8 @@ class AttentionCase:
     seqlen_k: int
     head_dim: int
     mask: str = "full"
+    window_left: int | None = None
+    window_right: int | None = None
     regime: str = "normal"
     layout: str = "contiguous"
     scale: float | None = None
@@ -75,12 +83,22 @@ class AttentionCase:
                 raise TypeError(f"{name}: got {value!r}, accepted are integers >= {smallest}")
             if value < smallest:
                 raise ValueError(f"{name}: got {value}, accepted are integers >= {smallest}")
+        for name in _WINDOW:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"{name}: got {value!r}, accepted are integers >= 0 and None")
+            if value is not None and value < 0:
+                raise ValueError(f"{name}: got {value}, accepted are integers >= 0 and None")
         if not isinstance(self.lse_grad, bool):
             raise TypeError(f"lse_grad: got {self.lse_grad!r}, accepted are True and False")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, accepted are {', '.join(DTYPES)}")
         if self.mask not in MASKS:
             raise ValueError(f"mask: got {self.mask!r}, accepted are {', '.join(MASKS)}")
+        if self.mask != "full" and self.window_right is not None:
+            raise ValueError(
+                f"window_right: got {self.window_right}, accepted with mask {self.mask} is None: it sees no key after"
+            )
         if self.heads_q % self.heads_kv:
             raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
         if self.head_dim > MAX_HEAD_DIM:
@@ -109,6 +127,7 @@ class AttentionCase:
             self.regime,
             self.layout,
         ]
+        parts += [f"{name.removeprefix('window_')}{getattr(self, name)}" for name in _WINDOW if getattr(self, name) is not None]
         if self.scale is not None:
             parts.append(f"scale{self.scale!r}")
         if self.lse_grad:
@@ -127,17 +146,11 @@ class AttentionCase:
         match = _ID.fullmatch(case_id)
         if match is None:
             raise ValueError(f"case id: got {case_id!r}, accepted are ids such as {example}")
-        fields: dict[str, str] = match.groupdict()
-        scale = fields["scale"]
-        case = cls(
-            dtype=fields["dtype"],
-            mask=fields["mask"],
-            regime=fields["regime"],
-            layout=fields["layout"],
-            scale=None if scale is None else float(scale),
-            lse_grad=fields["lse_grad"] is not None,
-            **{name: int(fields[name]) for name in _INTEGERS},
-        )
+        fields: dict[str, str | None] = match.groupdict()
+        words = {name: text for name in ("dtype", "mask", "regime", "layout") if (text := fields[name]) is not None}
+        numbers = {name: int(text) for name in (*_INTEGERS, *_WINDOW) if (text := fields[name]) is not None}
+        scale = None if fields["scale"] is None else float(fields["scale"])
+        case = cls(**words, **numbers, scale=scale, lse_grad=fields["lse_grad"] is not None)  # type: ignore[arg-type]
         if case.id != case_id:
             raise ValueError(f"case id: got {case_id!r}, accepted is its canonical form {case.id}")
         return case
@@ -146,6 +159,11 @@ class AttentionCase:
     def group_size(self) -> int:
         """Query heads that share one key head (1: MHA, heads_q: MQA)."""
         return self.heads_q // self.heads_kv
+
+    @property
+    def masked(self) -> bool:
+        """Whether visibility is limited: by a causal mask, or by a window."""
+        return self.mask != "full" or self.window_left is not None or self.window_right is not None
 
     @property
     def softmax_scale(self) -> float:
@@ -158,6 +176,8 @@ class AttentionCase:
         found = set()
         if self.mask != "full":
             found.add(self.mask)
+        if self.window_left is not None or self.window_right is not None:
+            found.add("window")
         if self.group_size > 1:
             found.add("mqa" if self.heads_kv == 1 else "gqa")
         if self.seqlen_q != self.seqlen_k:

@@ -25,7 +25,7 @@ def coverage(cases: Iterable[AttentionCase]) -> dict[str, Counter[object]]:
     Returns:
         Axis to value to count. Axes are dtype, mask, regime, layout, batch, heads, seqlen_q, seqlen_k, head_dim, scale,
         feature, and the combinations "regime x dtype x mask", "layout x dtype" and "tile" (dtype, head size of tiles,
-        causal or not; cases of at least `SEVERAL_TILES` queries and keys).
+        masked or not; cases of at least `SEVERAL_TILES` queries and keys).
     """
     counts: dict[str, Counter[object]] = {axis: Counter() for axis in (*_FIELDS, *_COMBINED)}
     for case in cases:
@@ -36,5 +36,5 @@ def coverage(cases: Iterable[AttentionCase]) -> dict[str, Counter[object]]:
         counts["regime x dtype x mask"][case.regime, case.dtype, case.mask] += 1
         counts["layout x dtype"][case.layout, case.dtype] += 1
         if min(case.seqlen_q, case.seqlen_k) >= SEVERAL_TILES:
-            counts["tile"][case.dtype, tile_head_dim(case), case.mask != "full"] += 1
+            counts["tile"][case.dtype, tile_head_dim(case), case.masked] += 1
     return counts

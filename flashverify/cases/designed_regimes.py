@@ -86,12 +86,13 @@ def copy(source: Source) -> Values:
 
 def _visible_key(source: Source) -> npt.NDArray[np.int64]:
     """A visible key for each query, (batch, heads_q, seqlen_q): the last one every fourth row; 0 if there is none."""
-    seen = source.keys_seen()
+    first, end = source.keys_seen()
     shape = source.q_shape[:3]
-    chosen = (source.stream("chosen").random(shape) * seen).astype(np.int64)
+    chosen = first + (source.stream("chosen").random(shape) * (end - first)).astype(np.int64)
     last = (np.arange(source.case.seqlen_q) + source.case.seed) % 4 == 3
     last |= np.arange(source.case.seqlen_q) == source.case.seqlen_q - 1
-    return np.where(last, np.maximum(seen - 1, 0), np.minimum(chosen, np.maximum(seen - 1, 0)))
+    latest = np.maximum(end - 1, 0)
+    return np.where(last, latest, np.minimum(chosen, latest))
 
 
 def sink(source: Source) -> Values:
@@ -113,7 +114,7 @@ def needle(source: Source) -> Values:
     case = source.case
     values = source.normals()
     values.v = np.zeros(source.k_shape)
-    seen = int(source.keys_seen().max(initial=0)) or case.seqlen_k
+    seen = source.last_key_seen() or case.seqlen_k
     if values.v.size:
         keys = source.landmarks(seen, case.heads_kv)
         columns = source.landmarks(case.head_dim, case.heads_kv)
@@ -129,7 +130,7 @@ def identity_values(source: Source) -> Values:
     """
     case = source.case
     values = source.normals()
-    seen = int(source.keys_seen().max(initial=0)) or case.seqlen_k
+    seen = source.last_key_seen() or case.seqlen_k
     starts = source.landmarks(max(seen - case.head_dim + 1, min(seen, 1)), case.heads_kv)
     column = np.arange(case.seqlen_k) - starts[..., None]
     values.v = (column[..., None] == np.arange(case.head_dim)).astype(np.float64)

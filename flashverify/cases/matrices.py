@@ -1,7 +1,7 @@
 """Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
 
-smoke     about 150 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
-standard  about 1,400 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
+smoke     about 160 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
+standard  about 1,500 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
           a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
 full      standard, and a few cases of up to 65,536 queries and keys.
 """
@@ -27,6 +27,9 @@ HEAD_DIMS = (1, 3, 8, 16, 17, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256)
 
 HEADS = ((1, 1), (4, 2), (6, 2), (8, 1), (3, 3))
 """(query heads, key heads): plain, grouped, grouped with 6 / 2 != 2, one key head, several of each."""
+
+WINDOWS = ((0, None), (16, None), (31, None), (33, 0), (64, 32), (None, 15), (100, 129), (5, 7))
+"""(left, right) sides of windows; a causal mask takes the left one alone."""
 
 SCALES = (0.0, 1.0, -0.125, -1.0, 0.1, 2.0, 1e-05, 1e-30)
 
@@ -154,6 +157,28 @@ def _scales() -> Iterator[AttentionCase]:
         )
 
 
+def _windows() -> Iterator[AttentionCase]:
+    """Windows x shapes x dtype, full and causal: edges of windows on, before and after those of tiles, rows that see no key."""
+    shapes = ((130, 130, 64), (300, 257, 64), (64, 300, 128), (257, 40, 32), (513, 513, 64))
+    for index, (window, dtype, mask) in enumerate(product(WINDOWS, DTYPES, (*TWO_MASKS, "full"))):
+        seqlen_q, seqlen_k, head_dim = shapes[(index // 3 + index % 3) % len(shapes)]
+        left, right = window if mask == "full" else (window[0], None)
+        yield AttentionCase(
+            dtype=dtype,
+            heads_q=(4, 2, 1)[index % 3],
+            heads_kv=(2, 1, 1)[index % 3],
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=head_dim,
+            mask=mask,
+            window_left=left,
+            window_right=right,
+            regime=("normal", "needle", "copy", "large", "normal")[index % 5],
+            lse_grad=index % 4 == 1,
+            seed=index % 3,
+        )
+
+
 def _decoding() -> Iterator[AttentionCase]:
     """Few queries against many keys x dtype, full and causal, with grouped heads."""
     lengths = product((1, 2, 5), (1, 17, 128, 1000, 4095))
@@ -232,6 +257,24 @@ def _smoke_regimes() -> Iterator[AttentionCase]:
         )
 
 
+def _smoke_windows() -> Iterator[AttentionCase]:
+    """Windows of either side and of both in every dtype, across tiles, with rows that see no key."""
+    sides = ((20, None), (3, 18), (None, 5))
+    for index, (dtype, (left, right)) in enumerate(product(DTYPES, sides)):
+        masks = MASKS if right is None else MASKS[:1]
+        seqlen_q, seqlen_k = ((47, 33), (33, 40), (20, 47))[index // len(sides) % 3]
+        yield AttentionCase(
+            dtype=dtype,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=16,
+            mask=masks[index // len(sides) % len(masks)],
+            window_left=left,
+            window_right=right,
+            lse_grad=index % 2 == 0,
+        )
+
+
 def _smoke_distributions() -> Iterator[AttentionCase]:
     """The fewest rows and features in which the distribution of errors speaks."""
     for dtype, mask in product(("fp16", "bf16", "fp32"), MASKS[:2]):
@@ -265,13 +308,14 @@ _STANDARD = (
     _heads_and_batches,
     _layouts,
     _scales,
+    _windows,
     _decoding,
     _distributions,
     _empty,
 )
 
 MATRICES: dict[str, tuple[Builder, ...]] = {
-    "smoke": (_smoke_regimes, _smoke_features, _smoke_distributions),
+    "smoke": (_smoke_regimes, _smoke_features, _smoke_windows, _smoke_distributions),
     "standard": _STANDARD,
     "full": (*_STANDARD, _very_long),
 }

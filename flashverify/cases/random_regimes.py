@@ -96,22 +96,22 @@ def cancelling_output(source: Source) -> Values:
     centre = round_to(source.normal("centre", (case.batch, case.heads_kv, 1, case.head_dim)), case.dtype)
     values.q = source.by_query_head(centre) + values.q / 128
     values.v = round_to(10 * values.v, case.dtype)
-    seen = int(source.keys_seen().max(initial=0))
-    if seen == 0:
+    first, end = (int(limits[-1]) if limits.size else 0 for limits in source.keys_seen())
+    if first == end:
         return values
     scale = math.copysign(min(abs(case.softmax_scale), 64.0), case.softmax_scale)
-    k = round_to(values.k[:, :, :seen], case.dtype)
+    k = round_to(values.k[:, :, first:end], case.dtype)
     logits = scale * ordered_sum(centre * k, axis=3)
     weights = exponentials(logits - logits.max(axis=2, keepdims=True))
     weights = (weights / ordered_sum(weights, axis=2)[:, :, None])[..., None]
-    v = values.v[:, :, :seen]
+    v = values.v[:, :, first:end]
     v = round_to(v - ordered_sum(weights * v, axis=2)[:, :, None], case.dtype)
     heaviest = np.argmax(weights, axis=2, keepdims=True)
     for _ in range(2):
         rest = ordered_sum(weights * v, axis=2)[:, :, None] / np.take_along_axis(weights, heaviest, axis=2)
         corrected = round_to(np.take_along_axis(v, heaviest, axis=2) - rest, case.dtype)
         np.put_along_axis(v, np.broadcast_to(heaviest, corrected.shape), corrected, axis=2)
-    values.v[:, :, :seen] = v
+    values.v[:, :, first:end] = v
     return values
 
 

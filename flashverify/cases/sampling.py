@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from flashverify.cases.case import DTYPES, AttentionCase
-from flashverify.cases.semantics import causal_offset
+from flashverify.cases.semantics import causal_offset, first_offset
 
 Array = npt.NDArray[np.float64]
 
@@ -140,12 +140,18 @@ class Source:
         """Repeat an array (batch, heads_kv, ...): every query head gets the entry of the key head that it reads."""
         return np.repeat(x, self.case.group_size, axis=1)
 
-    def keys_seen(self) -> npt.NDArray[np.int64]:
-        """Number of keys that each query row sees, (seqlen_q,): it sees the first ones."""
-        offset = causal_offset(self.case)
-        if offset is None:
-            return np.full(self.case.seqlen_q, self.case.seqlen_k)
-        return np.clip(np.arange(self.case.seqlen_q) + offset + 1, 0, self.case.seqlen_k)
+    def keys_seen(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first key that each query row sees, and the one after its last, (seqlen_q,); equal where it sees none."""
+        rows, keys = np.arange(self.case.seqlen_q), self.case.seqlen_k
+        last, first = causal_offset(self.case), first_offset(self.case)
+        end = np.full(rows.shape, keys) if last is None else np.clip(rows + last + 1, 0, keys)
+        start = np.zeros(rows.shape, np.int64) if first is None else np.clip(rows + first, 0, keys)
+        return np.minimum(start, end), end
+
+    def last_key_seen(self) -> int:
+        """The number of keys up to the last one that any query row sees; 0 if none sees any."""
+        first, end = self.keys_seen()
+        return int(np.where(first < end, end, 0).max(initial=0))
 
     def landmarks(self, length: int, heads: int) -> npt.NDArray[np.int64]:
         """One position below `length` for each batch entry and head: the last, the first, or at a tile's edge.

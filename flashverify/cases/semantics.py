@@ -16,22 +16,26 @@ if TYPE_CHECKING:
     import torch
 
 
-def causal_offset(case: AttentionCase) -> int | None:
-    """The last key that query 0 sees (query i sees keys 0 .. i + offset), or None if there is no causal mask.
+def _position(case: AttentionCase) -> int:
+    """The key at which query 0 stands: bottom-right alignment, so that the last query stands at the last key; top-left: 0."""
+    return 0 if case.mask == "causal-topleft" else case.seqlen_k - case.seqlen_q
 
-    Bottom-right alignment: seqlen_k - seqlen_q, so that the last query sees the last key. Top-left: 0.
-    """
-    if case.mask == "causal":
-        return case.seqlen_k - case.seqlen_q
-    if case.mask == "causal-topleft":
-        return 0
-    return None
+
+def causal_offset(case: AttentionCase) -> int | None:
+    """Query i sees no key after i + this offset, by a causal mask or a window; None: there is no such limit."""
+    right = 0 if case.mask != "full" else case.window_right
+    return None if right is None else _position(case) + right
+
+
+def first_offset(case: AttentionCase) -> int | None:
+    """Query i sees no key before i + this offset, by a window; None: there is no such limit."""
+    return None if case.window_left is None else _position(case) - case.window_left
 
 
 def visible(case: AttentionCase, i: int, j: int) -> bool:
     """Whether query row i sees key column j (scalar form)."""
-    offset = causal_offset(case)
-    return offset is None or j <= i + offset
+    last, first = causal_offset(case), first_offset(case)
+    return (last is None or j <= i + last) and (first is None or j >= i + first)
 
 
 def visible_mask(case: AttentionCase, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -47,10 +51,13 @@ def visible_mask(case: AttentionCase, rows: torch.Tensor, columns: torch.Tensor)
     """
     import torch
 
-    offset = causal_offset(case)
-    if offset is None:
-        return torch.ones(rows.numel(), columns.numel(), dtype=torch.bool, device=rows.device)
-    return columns[None, :] <= rows[:, None] + offset
+    last, first = causal_offset(case), first_offset(case)
+    seen = torch.ones(rows.numel(), columns.numel(), dtype=torch.bool, device=rows.device)
+    if last is not None:
+        seen &= columns[None, :] <= rows[:, None] + last
+    if first is not None:
+        seen &= columns[None, :] >= rows[:, None] + first
+    return seen
 
 
 def key_head(case: AttentionCase, query_head: int) -> int:

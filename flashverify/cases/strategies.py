@@ -62,6 +62,9 @@ def cases(
     longest = left // head_dim
     seqlen_q = draw(_sizes(0, longest, TILE_EDGES))
     seqlen_k = draw(_sizes(0, min(longest, left // max(seqlen_q, 1)), TILE_EDGES))
+    mask = draw(st.sampled_from(MASKS))
+    sides = st.one_of(st.none(), st.integers(0, 4), st.integers(0, 2 * longest))
+    window_left, window_right = draw(sides), draw(sides)
     return AttentionCase(
         dtype=draw(st.sampled_from(dtypes)),
         batch=batch,
@@ -70,7 +73,9 @@ def cases(
         seqlen_q=seqlen_q,
         seqlen_k=seqlen_k,
         head_dim=head_dim,
-        mask=draw(st.sampled_from(MASKS)),
+        mask=mask,
+        window_left=window_left,
+        window_right=window_right if mask == "full" else None,
         regime=draw(st.sampled_from(regimes)),
         layout=draw(st.sampled_from(layouts)),
         scale=draw(scales),

@@ -52,6 +52,42 @@ _ALL = (
         ),
     ),
     Mutant(
+        "window-off-by-one",
+        "The forward pass hides the first key of each window.",
+        "NVIDIA/TransformerEngine#1197",
+        (
+            Edit(
+                "forward.py",
+                "seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)",
+                "seen = seen & (keys[None, :] > query_rows[:, None] + first_offset)",
+            ),
+        ),
+    ),
+    Mutant(
+        "window-not-hidden-in-dkdv",
+        "dK and dV get shares of query rows whose windows do not reach so far back.",
+        "xlite-dev/ffpa-attn#300",
+        (
+            Edit(
+                "backward.py",
+                "                p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)\n",
+                "                p = tl.where(keys[:, None] >= -1, p, 0.0)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "window-tile-short-in-dkdv",
+        "dK and dV miss the last block of query rows whose windows reach a key block.",
+        "ROCm/aiter#3742",
+        (
+            Edit(
+                "backward.py",
+                "end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset))",
+                "end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset - BLOCK_M))",
+            ),
+        ),
+    ),
+    Mutant(
         "delta-missing",
         "The backward pass forgets delta, the row sum of dO·out.",
         "control",

@@ -107,7 +107,7 @@ class _Rows:
     @classmethod
     def of(cls, tile: Tile, coefficients: Coefficients, lse: torch.Tensor) -> _Rows:
         """Exponent errors, weights and row sums of a tile."""
-        blocks = _blocks(tile.lengths, coefficients.contract.block_k)
+        blocks = _blocks(tile, coefficients.contract)
         rescales = (blocks - 1.0).clamp(min=0.0)
         error = weight_error(tile, coefficients)
         omega = forward_exponent(tile, coefficients, error, rescales)
@@ -234,9 +234,21 @@ def _inverse_sum(
     return torch.minimum(from_sum, torch.exp(shrink.clamp(max=LARGEST_LOG)))
 
 
-def _blocks(lengths: torch.Tensor, block: int | None) -> torch.Tensor:
-    """Number of blocks of the walk that hold keys seen by each row, shaped like lengths."""
-    return torch.ones_like(lengths) if block is None else torch.ceil(lengths / block)
+def _blocks(tile: Tile, contract: Contract) -> torch.Tensor:
+    """Number of blocks of the walk that hold keys seen by each row, (r, 1).
+
+    A row sees a run of consecutive keys, and blocks lie on a grid from the first key on. If they may be larger than stated, a
+    run that begins later may meet one edge more than its length tells.
+    """
+    block = contract.block_k
+    if block is None:
+        return torch.ones_like(tile.lengths)
+    first = tile.seen.double().argmax(-1, keepdim=True).double()
+    if contract.block_k_exact:
+        touched = torch.floor((first + tile.lengths - 1.0) / block) - torch.floor(first / block) + 1.0
+    else:
+        touched = torch.ceil(tile.lengths / block) + (first > 0.0)
+    return torch.where(tile.lengths > 0.0, touched, 0.0)
 
 
 def _reciprocal_growth(relative: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from flashverify_kernels.validation import (
     check_tiles,
     check_window,
     resolve_scale,
+    window_offsets,
 )
 
 
@@ -51,7 +52,8 @@ def flash_attn_func(
         dropout_p: 0; dropout is not there yet.
         softmax_scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
         causal: whether query i sees no key after i + Nk - Nq.
-        window_size: (-1, -1); sliding windows are not there yet.
+        window_size: (left, right): query i sees keys i + Nk - Nq - left .. i + Nk - Nq + right alone; -1: no such limit. With
+            causal, right is 0.
         softcap: 0; soft-capping is not there yet.
         alibi_slopes: None; ALiBi is not there yet.
         deterministic: accepted for compatibility; the backward pass always is.
@@ -73,7 +75,7 @@ def flash_attn_func(
     check_bool("deterministic", deterministic)
     check_bool("return_attn_probs", return_attn_probs)
     check_dropout("dropout_p", dropout_p)
-    check_window("window_size", window_size)
+    left, right = check_window("window_size", window_size)
     check_softcap("softcap", softcap)
     if alibi_slopes is not None:
         raise NotImplementedError("alibi_slopes: got a value; ALiBi is not there yet, accepted is None")
@@ -82,8 +84,8 @@ def flash_attn_func(
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     scale = resolve_scale("softmax_scale", softmax_scale, q)
-    offset = k.shape[2] - q.shape[2] if causal else None
-    out, lse = attention(q, k, v, scale, offset, input_precision, forced)
+    visible = window_offsets(q.shape[2], k.shape[2], left, 0 if causal else right)
+    out, lse = attention(q, k, v, scale, *visible, input_precision, forced)
     out = out.transpose(1, 2)
     return (out, lse, None) if return_attn_probs else out
 
@@ -138,5 +140,5 @@ def scaled_dot_product_attention(
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     resolved = resolve_scale("scale", scale, query)
-    out, _ = attention(query, key, value, resolved, 0 if is_causal else None, input_precision, forced)
+    out, _ = attention(query, key, value, resolved, 0 if is_causal else None, None, input_precision, forced)
     return out

@@ -29,6 +29,7 @@ from flashverify_kernels.primitives import (
     as_operand,
     block_and_head,
     head_base,
+    key_limits,
     load_tile,
     store_tile,
     unpack_scale,
@@ -129,8 +130,11 @@ def accumulate_dkdv(
     seqlen_q,
     head_dim,
     causal_offset,
+    first_offset,
     scale,
     MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
@@ -154,8 +158,11 @@ def accumulate_dkdv(
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_N, BLOCK_M)
         p = probabilities(scores, lse[None, :], scale)
         if MASKED:
-            seen = keys[:, None] <= queries[None, :] + causal_offset
-            p = tl.where(seen, p, 0.0)
+            if CAUSAL:
+                seen = keys[:, None] <= queries[None, :] + causal_offset
+                p = tl.where(seen, p, 0.0)
+            if WINDOW:
+                p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)
         dout = load_tile(
             dout_base, batch, head, start, stride_gn, stride_gd, rows_left, head_dim,
             BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
@@ -205,8 +212,10 @@ def dkdv_kernel(
     seqlen_k,
     head_dim,
     causal_offset,
+    first_offset,
     scale_bits,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -241,13 +250,19 @@ def dkdv_kernel(
     if SIGNED:
         k = (k * sign).to(k.dtype)
 
-    # No query before `masked_start` sees a key of this block; from `unmasked_start` on, every query sees all of them.
-    masked_start = 0
-    unmasked_start = 0
+    # No query before `begin` or from `end` on sees a key of this block; all of `full_begin` .. `full_end` see all of them.
+    begin = 0
+    full_begin = 0
+    full_end = seqlen_q
+    end = seqlen_q
     if CAUSAL:
-        masked_start = tl.minimum(seqlen_q, tl.maximum(0, first_key - causal_offset)) // BLOCK_M * BLOCK_M
+        begin = tl.minimum(seqlen_q, tl.maximum(0, first_key - causal_offset)) // BLOCK_M * BLOCK_M
         last_diagonal = tl.maximum(0, first_key + BLOCK_N - 1 - causal_offset)
-        unmasked_start = tl.minimum(tl.cdiv(last_diagonal, BLOCK_M) * BLOCK_M, tl.cdiv(seqlen_q, BLOCK_M) * BLOCK_M)
+        full_begin = tl.minimum(tl.cdiv(last_diagonal, BLOCK_M) * BLOCK_M, tl.cdiv(seqlen_q, BLOCK_M) * BLOCK_M)
+    if WINDOW:
+        end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset))
+        full_end = tl.minimum(seqlen_q, tl.maximum(0, first_key + 1 - first_offset)) // BLOCK_M * BLOCK_M
+        full_end = tl.maximum(full_begin, full_end)
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
     dv = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
@@ -260,15 +275,23 @@ def dkdv_kernel(
             dk, dv = accumulate_dkdv(
                 dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
                 stride_qn, stride_qd, stride_gn, stride_gd,
-                masked_start, unmasked_start, keys, seqlen_q, head_dim, causal_offset, scale,
-                True, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+                begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim,
+                causal_offset, first_offset, scale,
+                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
         dk, dv = accumulate_dkdv(
             dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
             stride_qn, stride_qd, stride_gn, stride_gd,
-            unmasked_start, seqlen_q, keys, seqlen_q, head_dim, causal_offset, scale,
-            False, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            full_begin, full_end, keys, seqlen_q, head_dim, causal_offset, first_offset, scale,
+            False, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
+        if WINDOW:
+            dk, dv = accumulate_dkdv(
+                dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
+                stride_qn, stride_qd, stride_gn, stride_gd,
+                full_end, end, keys, seqlen_q, head_dim, causal_offset, first_offset, scale,
+                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            )  # fmt: skip
 
     dk_base = head_base(dk_ptr, batch, head_kv, stride_xb, stride_xh, False)
     dk = dk * (scale * sign)
@@ -298,9 +321,11 @@ def accumulate_dq(
     seqlen_k,
     head_dim,
     causal_offset,
+    first_offset,
     scale,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
@@ -331,6 +356,8 @@ def accumulate_dq(
             seen = (keys < seqlen_k)[None, :]
             if CAUSAL:
                 seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
+            if WINDOW:
+                seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)
             ds = tl.where(seen, ds, 0.0)
         dq = tl.dot(as_operand(ds, STORAGE, BF16), k, dq, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     return dq
@@ -373,8 +400,10 @@ def dq_kernel(
     seqlen_k,
     head_dim,
     causal_offset,
+    first_offset,
     scale_bits,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -415,23 +444,26 @@ def dq_kernel(
     k_base = head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS)
     v_base = head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS)
 
-    unmasked_end = seqlen_k
-    masked_end = seqlen_k
-    if CAUSAL:
-        unmasked_end = tl.minimum(seqlen_k, tl.maximum(0, first_row + causal_offset + 1))
-        masked_end = tl.minimum(seqlen_k, tl.maximum(0, first_row + BLOCK_M + causal_offset))
-    unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
+    begin, full_begin, full_end, end = key_limits(
+        first_row, seqlen_k, causal_offset, first_offset, CAUSAL, WINDOW, BLOCK_M, BLOCK_N
+    )
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
+    if WINDOW:
+        dq = accumulate_dq(
+            dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
+            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, causal_offset, first_offset, scale,
+            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        0, unmasked_end, query_rows, seqlen_k, head_dim, causal_offset, scale,
-        False, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_begin, full_end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, scale,
+        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        unmasked_end, masked_end, query_rows, seqlen_k, head_dim, causal_offset, scale,
-        True, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_end, end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, scale,
+        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
     dq_base = head_base(dq_ptr, batch, head, stride_xb, stride_xh, False)
@@ -475,6 +507,7 @@ def attention_backward(
     lse: torch.Tensor,
     scale: float,
     causal_offset: int | None,
+    first_offset: int | None,
     precision: str,
     dkdv_tile: TileConfig,
     dq_tile: TileConfig,
@@ -491,7 +524,8 @@ def attention_backward(
         out: the forward's output, any strides.
         lse: the forward's lse, (B, Hq, Nq), contiguous.
         scale: softmax scale.
-        causal_offset: query i sees keys 0 .. i + causal_offset; None: all keys.
+        causal_offset: query i sees no key after i + causal_offset; None: no such limit.
+        first_offset: query i sees no key before i + first_offset; None: no such limit.
         precision: Triton's input precision of float32 products.
         dkdv_tile: block sizes, warps and stages of the dK/dV kernel.
         dq_tile: the same of the dQ kernel.
@@ -508,6 +542,7 @@ def attention_backward(
     group_size = heads_q // heads_kv
     options = {
         "CAUSAL": causal_offset is not None,
+        "WINDOW": first_offset is not None,
         "SIGNED": scale <= 0.0,
         "BLOCK_D": block_d,
         "CHECK_D": block_d != head_dim,
@@ -518,8 +553,8 @@ def attention_backward(
         "enable_fp_fusion": False,  # see the module's docstring: the exponent's difference must not be contracted
     }
     strides = (*q.stride(), *k.stride(), *v.stride(), *dout.stride())
-    offset = 0 if causal_offset is None else causal_offset
-    sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, offset, scale_bits(scale))
+    offsets = (0 if offset is None else offset for offset in (causal_offset, first_offset))
+    sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, scale_bits(scale))
     products = batch * heads_q * seqlen_q * seqlen_k * head_dim
 
     key_programs = triton.cdiv(seqlen_k, dkdv_tile.block_n) * batch * heads_kv

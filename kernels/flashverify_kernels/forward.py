@@ -30,6 +30,7 @@ from flashverify_kernels.primitives import (
     as_operand,
     block_and_head,
     head_base,
+    key_limits,
     load_tile,
     store_tile,
     unpack_scale,
@@ -57,9 +58,11 @@ def attend(
     seqlen_k,
     head_dim,
     causal_offset,
+    first_offset,
     exponent_scale,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK_D: tl.constexpr,
@@ -83,6 +86,8 @@ def attend(
             seen = (keys < seqlen_k)[None, :]
             if CAUSAL:
                 seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
+            if WINDOW:
+                seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)
             scores = tl.where(seen, scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         # A row that has seen no key keeps -inf as its maximum; -inf - 0 is defined, -inf - (-inf) is not.
@@ -130,8 +135,10 @@ def forward_kernel(
     seqlen_k,
     head_dim,
     causal_offset,
+    first_offset,
     scale_bits,
     CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -166,28 +173,31 @@ def forward_kernel(
     k_base = head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS)
     v_base = head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS)
 
-    # Keys before `unmasked_end` are seen by every row of the block, keys from `masked_end` on by none.
-    unmasked_end = seqlen_k
-    masked_end = seqlen_k
-    if CAUSAL:
-        unmasked_end = tl.minimum(seqlen_k, tl.maximum(0, first_row + causal_offset + 1))
-        masked_end = tl.minimum(seqlen_k, tl.maximum(0, first_row + BLOCK_M + causal_offset))
-    unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
+    begin, full_begin, full_end, end = key_limits(
+        first_row, seqlen_k, causal_offset, first_offset, CAUSAL, WINDOW, BLOCK_M, BLOCK_N
+    )
 
     accumulator = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
     running_max = tl.full((BLOCK_M,), float("-inf"), ACCUMULATOR)
     running_sum = tl.zeros((BLOCK_M,), ACCUMULATOR)
+    if WINDOW:
+        accumulator, running_max, running_sum = attend(
+            accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
+            stride_kn, stride_kd, stride_vn, stride_vd,
+            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, causal_offset, first_offset, exponent_scale,
+            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
-        0, unmasked_end, query_rows, seqlen_k, head_dim, causal_offset, exponent_scale,
-        False, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_begin, full_end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, exponent_scale,
+        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
-        unmasked_end, masked_end, query_rows, seqlen_k, head_dim, causal_offset, exponent_scale,
-        True, CAUSAL, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_end, end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, exponent_scale,
+        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
     saw_no_key = running_sum == 0.0
@@ -207,6 +217,7 @@ def attention_forward(
     v: torch.Tensor,
     scale: float,
     causal_offset: int | None,
+    first_offset: int | None,
     precision: str,
     tile: TileConfig,
     output_dtype: torch.dtype | None = None,
@@ -218,7 +229,8 @@ def attention_forward(
         k: (B, Hkv, Nk, D), any strides; Hq is a multiple of Hkv.
         v: shaped like k, any strides.
         scale: softmax scale.
-        causal_offset: query i sees keys 0 .. i + causal_offset; None: all keys.
+        causal_offset: query i sees no key after i + causal_offset; None: no such limit.
+        first_offset: query i sees no key before i + first_offset; None: no such limit.
         precision: Triton's input precision of float32 products.
         tile: block sizes, warps and stages.
         output_dtype: dtype that out is rounded to; None: that of q.
@@ -242,8 +254,10 @@ def attention_forward(
         *q.stride(), *k.stride(), *v.stride(), *out.stride(),
         heads_q, heads_q // heads_kv, heads_at_once(k, heads_q // heads_kv, batch * heads_q), seqlen_q, seqlen_k, head_dim,
         0 if causal_offset is None else causal_offset,
+        0 if first_offset is None else first_offset,
         scale_bits(scale),
         CAUSAL=causal_offset is not None,
+        WINDOW=first_offset is not None,
         SIGNED=scale <= 0.0,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,

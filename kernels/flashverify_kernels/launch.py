@@ -12,7 +12,17 @@ INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 
 EMULATE_BF16: bool = INTERPRETED
 
-UNSPECIALIZED = ["heads_q", "heads_kv", "group_size", "section", "seqlen_q", "seqlen_k", "causal_offset", "scale_bits"]
+UNSPECIALIZED = [
+    "heads_q",
+    "heads_kv",
+    "group_size",
+    "section",
+    "seqlen_q",
+    "seqlen_k",
+    "causal_offset",
+    "first_offset",
+    "scale_bits",
+]
 """Arguments whose value compiles no kernel anew. Strides and the head size do: loads are vectorised by their divisors."""
 
 _TRITON_DTYPES = {

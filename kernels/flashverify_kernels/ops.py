@@ -8,7 +8,7 @@ import torch
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
 from flashverify_kernels.launch import accumulator_of, output_like
-from flashverify_kernels.tiles import Tiles, tiles_for
+from flashverify_kernels.tiles import Tiles, is_masked, tiles_for
 
 NAMESPACE = __name__.partition(".")[0]
 
@@ -30,13 +30,14 @@ def attention(
     v: torch.Tensor,
     scale: float,
     causal_offset: int | None,
+    first_offset: int | None,
     precision: str,
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
-    tile = _tiles(q, causal_offset is not None, precision, tiles).forward
+    tile = _tiles(q, is_masked(causal_offset, first_offset), precision, tiles).forward
     with _on_device_of(q):
-        return attention_forward(q, k, v, scale, causal_offset, precision, tile)
+        return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile)
 
 
 @attention.register_fake
@@ -46,6 +47,7 @@ def _(
     v: torch.Tensor,
     scale: float,
     causal_offset: int | None,
+    first_offset: int | None,
     precision: str,
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,13 +65,16 @@ def backward(
     lse: torch.Tensor,
     scale: float,
     causal_offset: int | None,
+    first_offset: int | None,
     precision: str,
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention's dq, dk, dv (B,H,N,D); see `backward.attention_backward`."""
-    chosen = _tiles(q, causal_offset is not None, precision, tiles)
+    chosen = _tiles(q, is_masked(causal_offset, first_offset), precision, tiles)
     with _on_device_of(q):
-        return attention_backward(dout, dlse, q, k, v, out, lse, scale, causal_offset, precision, chosen.dkdv, chosen.dq)
+        return attention_backward(
+            dout, dlse, q, k, v, out, lse, scale, causal_offset, first_offset, precision, chosen.dkdv, chosen.dq
+        )
 
 
 @backward.register_fake
@@ -83,6 +88,7 @@ def _(
     lse: torch.Tensor,
     scale: float,
     causal_offset: int | None,
+    first_offset: int | None,
     precision: str,
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -99,7 +105,7 @@ def _differentiate(ctx, dout, dlse):
     q, k, v, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    return *backward(dout, dlse, q, k, v, out, lse, *ctx.options), None, None, None, None
+    return *backward(dout, dlse, q, k, v, out, lse, *ctx.options), None, None, None, None, None
 
 
 attention.register_autograd(_differentiate, setup_context=_save)

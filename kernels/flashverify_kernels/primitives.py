@@ -69,6 +69,36 @@ def block_and_head(blocks, section):
 
 
 @triton.jit
+def key_limits(
+    first_row,
+    seqlen_k,
+    causal_offset,
+    first_offset,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Which keys BLOCK_M query rows see: none before `begin` or from `end` on, every row all of `full_begin` .. `full_end`.
+
+    All but `end` are multiples of BLOCK_N. Row i sees no key after i + causal_offset, and none before i + first_offset.
+    """
+    begin = 0
+    full_begin = 0
+    full_end = seqlen_k
+    end = seqlen_k
+    if CAUSAL:
+        full_end = tl.minimum(seqlen_k, tl.maximum(0, first_row + causal_offset + 1))
+        end = tl.minimum(seqlen_k, tl.maximum(0, first_row + BLOCK_M + causal_offset))
+    full_end = full_end // BLOCK_N * BLOCK_N
+    if WINDOW:
+        begin = tl.maximum(0, first_row + first_offset) // BLOCK_N * BLOCK_N
+        full_begin = tl.cdiv(tl.maximum(0, first_row + BLOCK_M - 1 + first_offset), BLOCK_N) * BLOCK_N
+        full_end = tl.maximum(full_begin, full_end)
+    return begin, full_begin, full_end, end
+
+
+@triton.jit
 def head_base(source, batch, head, stride_batch, stride_head, DESCRIPTORS: tl.constexpr):
     """Where one head begins; a tensor descriptor knows that by itself."""
     if DESCRIPTORS:

@@ -188,6 +188,11 @@ def architecture(device: torch.device) -> str:
     return f"sm{older[-1]}"
 
 
+def is_masked(causal_offset: int | None, first_offset: int | None) -> bool:
+    """Whether visibility is limited, so that tables' entries for causal masks are taken."""
+    return causal_offset is not None or first_offset is not None
+
+
 def tiles_for(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, precision: str = "ieee") -> Tiles:
     """The tiles that the kernels use for this device, dtype, head size, visibility and precision of float32 products.
 

@@ -8,7 +8,7 @@ import torch
 
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
-from flashverify_kernels.tiles import tiles_for
+from flashverify_kernels.tiles import is_masked, tiles_for
 
 
 def unrounded_attention(
@@ -19,6 +19,7 @@ def unrounded_attention(
     dlse: torch.Tensor | None,
     scale: float,
     causal_offset: int | None,
+    first_offset: int | None = None,
     precision: str = "ieee",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Forward and backward with float32 outputs.
@@ -30,7 +31,8 @@ def unrounded_attention(
         dout: cotangent of out, (B, Hq, Nq, D), any strides.
         dlse: cotangent of lse, (B, Hq, Nq), or None.
         scale: softmax scale.
-        causal_offset: query i sees keys 0 .. i + causal_offset; None: all keys.
+        causal_offset: query i sees no key after i + causal_offset; None: no such limit.
+        first_offset: query i sees no key before i + first_offset; None: no such limit.
         precision: Triton's input precision of float32 products.
 
     Returns:
@@ -41,12 +43,13 @@ def unrounded_attention(
     """
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"q: got {q.dtype}, accepted are torch.float16 and torch.bfloat16")
-    tiles = tiles_for(q.device, q.dtype, q.shape[3], causal_offset is not None, precision)
+    tiles = tiles_for(q.device, q.dtype, q.shape[3], is_masked(causal_offset, first_offset), precision)
     with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
-        forward = (q, k, v, scale, causal_offset, precision, tiles.forward)
+        visible = (causal_offset, first_offset)
+        forward = (q, k, v, scale, *visible, precision, tiles.forward)
         seen, _ = attention_forward(*forward, output_dtype=torch.float32)
         out, lse = attention_forward(*forward)
         gradients = attention_backward(
-            dout, dlse, q, k, v, out, lse, scale, causal_offset, precision, tiles.dkdv, tiles.dq, output_dtype=torch.float32
+            dout, dlse, q, k, v, out, lse, scale, *visible, precision, tiles.dkdv, tiles.dq, output_dtype=torch.float32
         )
     return seen, lse, *gradients

@@ -163,22 +163,31 @@ def check_softcap(name: str, value: object) -> None:
         raise NotImplementedError(f"{name}: got {value}; soft-capping is not there yet, accepted is 0")
 
 
-def check_window(name: str, value: object) -> None:
-    """Accept (-1, -1) alone for now.
+def check_window(name: str, value: object) -> tuple[int | None, int | None]:
+    """The two sides of a window, left and right; None where there is no limit.
 
     Raises:
         TypeError: if it is no pair of integers.
         ValueError: if a side is below -1.
-        NotImplementedError: if a side is 0 or more.
     """
     is_pair = isinstance(value, tuple | list) and len(value) == 2
-    if not is_pair or any(isinstance(side, bool) or not isinstance(side, int) for side in value):
+    if not is_pair or any(isinstance(side, bool) or not isinstance(side, int | torch.SymInt) for side in value):
         raise TypeError(f"{name}: got {_shown(value)}, accepted are pairs of integers")
     if any(side < -1 for side in value):
         raise ValueError(f"{name}: got {tuple(value)}, accepted are sides of -1 (unlimited), 0 or more")
-    if tuple(value) != (-1, -1):
-        missing = "sliding windows are not there yet"
-        raise NotImplementedError(f"{name}: got {tuple(value)}; {missing}, accepted is (-1, -1)")
+    left, right = (None if side == -1 else side for side in value)
+    return left, right
+
+
+def window_offsets(seqlen_q: int, seqlen_k: int, left: int | None, right: int | None) -> tuple[int | None, int | None]:
+    """Between which offsets from its row a query sees keys, aligned bottom-right: (last, first); None: no limit.
+
+    Sides that reach beyond every key are no limit, whatever their size.
+    """
+    position = seqlen_k - seqlen_q
+    last = None if right is None or right >= seqlen_q + seqlen_k else position + right
+    first = None if left is None or left >= seqlen_q + seqlen_k else position - left
+    return last, first
 
 
 def check_precision(name: str, value: object) -> None:

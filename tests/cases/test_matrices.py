@@ -14,7 +14,7 @@ from flashverify.cases.regimes import REGIMES
 
 SHARP_DTYPES = ("fp16", "bf16", "fp32")
 
-FEATURES = {"plain", "causal", "causal-topleft", "gqa", "mqa", "cross-length", "scale", "dlse", "layout"}
+FEATURES = {"plain", "causal", "causal-topleft", "gqa", "mqa", "cross-length", "scale", "dlse", "layout", "window"}
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -42,9 +42,9 @@ def test_every_value_of_every_axis_occurs(name: str) -> None:
 
 def test_smoke_is_small() -> None:
     cases = matrix("smoke")
-    assert 120 <= len(cases) <= 150
+    assert 120 <= len(cases) <= 165
     tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
-    assert sum(tiles) < 1_800
+    assert sum(tiles) < 1_900
     longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65]
     assert {(case.dtype, case.seqlen_q, case.seqlen_k) for case in longest} == {(dtype, 128, 144) for dtype in SHARP_DTYPES}
 
@@ -74,7 +74,7 @@ def test_smoke_meets_scales_below_at_and_above_zero() -> None:
 
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
-    assert 1_000 <= len(cases) <= 1_450
+    assert 1_000 <= len(cases) <= 1_600
     assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 700e6
     assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
 
@@ -119,6 +119,12 @@ def test_standard_has_more_keys_and_fewer_keys_than_queries_under_each_mask() ->
 def test_standard_tells_swapped_strides_apart() -> None:
     cases = [c for c in matrix("standard") if len({c.batch, c.heads_q, c.heads_kv, c.seqlen_q, c.seqlen_k}) == 5]
     assert {c.dtype for c in cases if c.batch > 1 and c.heads_kv > 1} == set(DTYPES)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_windows_of_each_side_and_of_both_in_every_dtype(name: str) -> None:
+    sides = {(c.dtype, c.window_left is not None, c.window_right is not None) for c in matrix(name) if "window" in c.features}
+    assert sides == {(dtype, *side) for dtype in DTYPES for side in ((True, False), (False, True), (True, True))}
 
 
 def test_full_contains_standard_and_very_long_cases() -> None:

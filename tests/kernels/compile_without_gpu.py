@@ -101,8 +101,8 @@ def compile_entry(
         layouts = MIXED.get(layout, ("contiguous" if precision in SPLIT else layout,) * 4)
         q, k, v, dout = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name in layouts)
         offset = 0 if causal else None
-        out, lse = attention_forward(q, k, v, 0.5, offset, precision, tiles.forward)
-        attention_backward(dout, lse, q, k, v, out, lse, 0.5, offset, precision, tiles.dkdv, tiles.dq)
+        out, lse = attention_forward(q, k, v, 0.5, offset, None, precision, tiles.forward)
+        attention_backward(dout, lse, q, k, v, out, lse, 0.5, offset, None, precision, tiles.dkdv, tiles.dq)
     finally:
         jit.JITFunction.run = launch
     return needs, stray

@@ -44,12 +44,14 @@ class Attention:
         return share.max().item() if share.numel() else 0.0
 
 
-def visible(seqlen_q: int, seqlen_k: int, causal_offset: int | None, device: torch.device) -> torch.Tensor:
-    """Which key (column) each query (row) sees: all, or those up to its index + causal_offset."""
-    if causal_offset is None:
-        return torch.ones(seqlen_q, seqlen_k, dtype=torch.bool, device=device)
-    rows = torch.arange(seqlen_q, device=device)[:, None]
-    return torch.arange(seqlen_k, device=device)[None, :] <= rows + causal_offset
+def visible(
+    seqlen_q: int, seqlen_k: int, causal_offset: int | None, first_offset: int | None, device: torch.device
+) -> torch.Tensor:
+    """Which key (column) each query (row) sees: those from its index + first_offset on, up to its index + causal_offset."""
+    distance = torch.arange(seqlen_k, device=device)[None, :] - torch.arange(seqlen_q, device=device)[:, None]
+    first = -seqlen_q if first_offset is None else first_offset
+    last = seqlen_k if causal_offset is None else causal_offset
+    return (first <= distance) & (distance <= last)
 
 
 def attention(
@@ -60,6 +62,7 @@ def attention(
     dlse: torch.Tensor | None = None,
     scale: float | None = None,
     causal_offset: int | None = None,
+    first_offset: int | None = None,
 ) -> Attention:
     """Forward and backward of q (B, Hq, Nq, D), k and v (B, Hkv, Nk, D), from the definition.
 
@@ -72,7 +75,7 @@ def attention(
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
     dlse = torch.zeros(q.shape[:3], dtype=q.dtype, device=q.device) if dlse is None else dlse.double()
 
-    seen = visible(seqlen_q, seqlen_k, causal_offset, q.device)
+    seen = visible(seqlen_q, seqlen_k, causal_offset, first_offset, q.device)
     scores = (q @ k.mT * scale).masked_fill(~seen, -math.inf)
     lse = torch.logsumexp(scores, -1)
     p = torch.exp(scores - torch.where(lse == -math.inf, 0.0, lse)[..., None])

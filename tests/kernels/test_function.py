@@ -39,6 +39,76 @@ PROBLEMS = {
 }
 
 
+WINDOWS = {
+    "left": ((1, 2, 1, 100, 100, 8), None, -20),
+    "left-of-nothing": ((1, 1, 1, 40, 40, 4), None, 0),
+    "causal-left": ((1, 4, 2, 100, 100, 8), 0, -33),
+    "itself-alone": ((1, 1, 1, 70, 70, 4), 0, 0),
+    "both": ((2, 3, 1, 70, 100, 8), 35, 10),
+    "right-of-its-place": ((1, 1, 1, 40, 100, 4), 50, 33),
+    "narrow-at-tile-edges": ((1, 1, 1, 97, 129, 4), 33, 31),
+    "no-key-for-most": ((1, 1, 1, 100, 40, 4), -50, -61),
+    "keys-that-nobody-sees": ((1, 1, 1, 33, 200, 4), 100, 90),
+    "no-key-at-all": ((1, 1, 1, 40, 40, 4), -3, 3),
+    "beyond-all-keys": ((1, 2, 1, 40, 70, 4), None, 200),
+    "before-all-keys": ((1, 2, 1, 40, 70, 4), None, -200),
+}
+"""(B, Hq, Hkv, Nq, Nk, D); query i sees no key after i + the first offset and none before i + the second."""
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_float64_kernels_compute_the_definition_in_a_window(name: str, device: torch.device) -> None:
+    shape, last, first = WINDOWS[name]
+    inputs = draw(shape, torch.float64, device)
+    dlse = _dlse(inputs[3])
+    visible = {"causal_offset": last, "first_offset": first}
+    expected = attention(*inputs, dlse, **visible)
+    results = run(*inputs, dlse, **visible)
+    assert {name: expected.worst(name, results[name]) <= 1.0 for name in RESULTS} == dict.fromkeys(RESULTS, True)
+
+
+@pytest.mark.parametrize(("block_m", "block_n"), [(16, 32), (32, 16)])
+def test_windows_at_every_place_of_their_edges_among_tiles(block_m: int, block_n: int, device: torch.device) -> None:
+    """Each edge of the window on, before and after each edge of a tile."""
+    tile = TileConfig(block_m, block_n)
+    inputs = draw((1, 1, 1, 34, 49, 2), torch.float64, device)
+    edges = (-16, -15, 0, 1, 15, 16, 17, 33)
+    for first in (None, *edges):
+        for last in (None, *edges):
+            visible = {"causal_offset": last, "first_offset": first}
+            expected = attention(*inputs, **visible)
+            results = run(*inputs, tiles=Tiles(tile, tile, tile), **visible)
+            assert max(expected.worst(name, results[name]) for name in RESULTS) <= 1.0, (first, last)
+
+
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(9, 9), (5, 12), (12, 5)])
+@pytest.mark.parametrize("window", [(-1, -1), (3, -1), (-1, 2), (3, 2), (0, 0), (10**15, 10**15), (2, 4)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_windows_are_aligned_bottom_right(seqlen_q: int, seqlen_k: int, window, causal: bool, device: torch.device) -> None:
+    """Query i sees keys i + Nk - Nq - left .. i + Nk - Nq + right (flash-attn 2.8); a causal mask has no right side."""
+    q, k, v, dout = draw((1, 4, 2, seqlen_q, seqlen_k, 6), torch.float64, device)
+    position = seqlen_k - seqlen_q
+    left, right = (None if side == -1 else min(side, 100) for side in window)
+    last = position if causal else None if right is None else position + right
+    expected = attention(q, k, v, dout, causal_offset=last, first_offset=None if left is None else position - left)
+    arguments = [x.transpose(1, 2) for x in (q, k, v)]
+    out, lse, _ = flash_attn_func(*arguments, causal=causal, window_size=window, return_attn_probs=True)
+    assert expected.worst("out", out.transpose(1, 2)) <= 1.0
+    assert expected.worst("lse", lse) <= 1.0
+
+
+def test_blocks_that_a_window_hides_are_not_read(device: torch.device) -> None:
+    """NaN in every tile that no query of a block sees leaves the block alone: a window costs what it sees."""
+    q, k, v, dout = draw((1, 1, 1, 32, 160, 4), torch.float64, device)
+    clean = run(q, k, v, dout, causal_offset=96, first_offset=64)
+    k[:, :, :64], v[:, :, :64], k[:, :, 128:], v[:, :, 128:] = (torch.nan,) * 4
+    dirty = run(q, k, v, dout, causal_offset=96, first_offset=64)
+    for name in ("out", "lse", "dq"):
+        assert torch.equal(clean[name], dirty[name])
+    for name in ("dk", "dv"):
+        assert torch.equal(clean[name][:, :, 64:128], dirty[name][:, :, 64:128])
+
+
 def _dlse(dout: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(99)
     return torch.randn(dout.shape[:3], dtype=torch.float64, generator=generator).to(dout.device)

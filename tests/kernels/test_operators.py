@@ -22,28 +22,30 @@ def _heads_inside(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-@pytest.mark.parametrize(("offset", "tiles"), [(None, NO_TILES), (1, TILES.flatten())])
+@pytest.mark.parametrize(
+    ("offsets", "tiles"), [((None, None), NO_TILES), ((1, None), TILES.flatten()), ((None, 0), NO_TILES), ((2, -1), NO_TILES)]
+)
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, _heads_inside, _permuted])
 def test_opcheck_of_the_forward_operator(
-    layout: object, offset: int | None, tiles: list[int] | None, device: torch.device
+    layout: object, offsets: tuple[int | None, int | None], tiles: list[int] | None, device: torch.device
 ) -> None:
     q, k, v, _ = (layout(x) for x in draw((1, 2, 1, 3, 4, 4), torch.float32, device))
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(attention, (*leaves, 0.5, offset, "ieee", tiles))
+    torch.library.opcheck(attention, (*leaves, 0.5, *offsets, "ieee", tiles))
 
 
 @pytest.mark.parametrize("has_dlse", [False, True])
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, _permuted])
 def test_opcheck_of_the_backward_operator(layout: object, has_dlse: bool, device: torch.device) -> None:
     q, k, v, dout = (layout(x) for x in draw((1, 2, 1, 3, 4, 4), torch.float32, device))
-    out, lse = attention(q, k, v, 0.5, 1, "ieee", None)
+    out, lse = attention(q, k, v, 0.5, 1, -1, "ieee", None)
     dlse = torch.ones_like(lse) if has_dlse else None
-    torch.library.opcheck(backward, (dout, dlse, q, k, v, out, lse, 0.5, 1, "ieee", None))
+    torch.library.opcheck(backward, (dout, dlse, q, k, v, out, lse, 0.5, 1, -1, "ieee", None))
 
 
 def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return flash_attn_func(q * 2, k, v, causal=True, return_attn_probs=True, tiles=TILES)[:2]
+    return flash_attn_func(q * 2, k, v, causal=True, window_size=(9, 0), return_attn_probs=True, tiles=TILES)[:2]
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:

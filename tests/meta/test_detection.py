@@ -14,12 +14,17 @@ TAIL = "fp32_b1_h1x1_n33x70_d16_full_normal_contiguous_s0"
 GROWING = "fp16_b1_h1x1_n17x65_d16_full_growing-maximum_contiguous_s0"
 FALLING = "fp16_b1_h1x1_n17x65_d16_full_falling-maximum_contiguous_s0"
 
+WINDOW = "fp32_b1_h2x1_n70x70_d16_causal_normal_contiguous_left20_s0"
+
 SEEN_BY = {
     "scale-off-by-1-percent": (CAUSAL, "lse", {"accuracy", "function"}),
     "running-max-lost": (FALLING, "out", {"accuracy"}),
     "rescale-missed": (GROWING, "out", {"accuracy", "function"}),
     "tail-keys-unmasked": (TAIL, "lse", {"accuracy", "function"}),
     "causal-off-by-one": (CAUSAL, "lse", {"accuracy", "function"}),
+    "window-off-by-one": (WINDOW, "out", {"accuracy", "function"}),
+    "window-not-hidden-in-dkdv": (WINDOW, "dk", {"accuracy", "function"}),
+    "window-tile-short-in-dkdv": (WINDOW, "dv", {"accuracy", "function"}),
     "delta-missing": (CAUSAL, "dq", {"accuracy", "function"}),
     "tf32-for-fp32": (TAIL, "dv", {"accuracy"}),
     "lse-in-base-2": (CAUSAL, "lse", {"accuracy", "function"}),
@@ -56,7 +61,7 @@ def test_every_mutant_is_expected_to_be_seen():
     assert not SEEN_BY.keys() & ROUNDING_SEEN_BY.keys()
 
 
-@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING])
+@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW])
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
