@@ -5,7 +5,7 @@
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
 not contiguous: a name of LAYOUTS or MIXED; "descriptors" stands for contiguous tensors that are loaded by tensor descriptors,
-and a name of SPLIT for them with float32 products of that precision.
+a name of SPLIT for them with float32 products of that precision, and "window" for a sliding window on contiguous tensors.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def compile_entry(
         return compiled
 
     jit.JITFunction.run = warm_up
-    launching.DESCRIPTOR_PRODUCTS = 0 if layout == "descriptors" or layout in SPLIT else math.inf
+    launching.DESCRIPTOR_PRODUCTS = 0 if layout in ("descriptors", "window", *SPLIT) else math.inf
     try:
         torch_dtype = DTYPES[dtype]
         precision = layout if layout in SPLIT else "ieee"
@@ -98,11 +98,11 @@ def compile_entry(
         table = SPLIT_TABLES[name] if precision in SPLIT else TABLES[name][torch_dtype]
         tiles = table[padded_head_dim(head_dim), causal]
         shape = (1, 2, 64, head_dim)
-        layouts = MIXED.get(layout, ("contiguous" if precision in SPLIT else layout,) * 4)
+        layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, "window") else layout,) * 4)
         q, k, v, dout = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name in layouts)
-        offset = 0 if causal else None
-        out, lse = attention_forward(q, k, v, 0.5, offset, None, precision, tiles.forward)
-        attention_backward(dout, lse, q, k, v, out, lse, 0.5, offset, None, precision, tiles.dkdv, tiles.dq)
+        visible = (0 if causal else None, -20 if layout == "window" else None)
+        out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward)
+        attention_backward(dout, lse, q, k, v, out, lse, 0.5, *visible, precision, tiles.dkdv, tiles.dq)
     finally:
         jit.JITFunction.run = launch
     return needs, stray

@@ -19,14 +19,8 @@ SHARED_MEMORY = {"90": 227 * 1024, "80": 163 * 1024}
 
 ENTRIES = {
     "90": (
-        "fp16:64:1",
-        "bf16:128:0",
-        "bf16:128:1:descriptors",
-        "bf16:256:0:descriptors",
-        "fp32:64:1",
-        "fp64:256:0",
-        "fp32:64:0:bf16x6",
-        "fp32:128:1:tf32x3",
+        *("fp16:64:1", "bf16:128:0", "bf16:128:1:descriptors", "bf16:256:0:descriptors", "fp32:64:1", "fp64:256:0"),
+        *("fp32:64:0:bf16x6", "fp32:128:1:tf32x3", "bf16:128:1:window", "fp16:64:0:window", "fp64:64:1:window"),
     ),
     "80": ("bf16:128:1", "fp64:256:0"),
 }
@@ -72,7 +66,7 @@ def test_an_unknown_entry_is_an_error(tmp_path: Path) -> None:
         compile_entries("90", ("fp8:64:1",), tmp_path)
 
 
-LAYOUTS_AT_24 = ("contiguous", "descriptors", "rows-apart", "every-other", "along-n", "keys-along-n")
+LAYOUTS_AT_24 = ("contiguous", "descriptors", "window", "rows-apart", "every-other", "along-n", "keys-along-n")
 
 
 @pytest.mark.slow
