@@ -21,7 +21,7 @@ from dataclasses import astuple, dataclass, replace
 from multiprocessing import get_context
 
 import torch
-from flashverify_kernels import TileConfig, backward, forward, launch
+from flashverify_kernels import TileConfig, backward, delta, forward, launch
 from flashverify_kernels.tiles import padded_head_dim, tiles_for
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -97,14 +97,15 @@ class _Nothing:
 @contextmanager
 def only(kernel: str) -> Iterator[None]:
     """Let the backward launcher launch this kernel alone."""
-    others = {name: getattr(backward, f"{name}_kernel") for name in ("delta", "dkdv", "dq") if name != kernel}
+    places = {"delta": delta, "dkdv": backward, "dq": backward}
+    others = {name: getattr(module, f"{name}_kernel") for name, module in places.items() if name != kernel}
     for name in others:
-        setattr(backward, f"{name}_kernel", _Nothing(name))
+        setattr(places[name], f"{name}_kernel", _Nothing(name))
     try:
         yield
     finally:
         for name, other in others.items():
-            setattr(backward, f"{name}_kernel", other)
+            setattr(places[name], f"{name}_kernel", other)
 
 
 def call(candidate: Candidate, tensors: tuple[torch.Tensor, ...], lse: torch.Tensor) -> list[torch.Tensor]:

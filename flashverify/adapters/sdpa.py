@@ -64,6 +64,7 @@ class SdpaKernel:
         refusals: tuple[tuple[bool, str], ...] = (
             (case.dtype not in ("fp16", "bf16"), case.dtype),
             ("window" in case.features, "sliding window"),
+            ("head-dim-v" in case.features, "head size of v other than that of k"),
             (case.group_size > 1, "grouped heads"),
             (case.lse_grad, "gradient of lse"),
             (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),

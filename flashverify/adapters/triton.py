@@ -49,7 +49,8 @@ class TritonKernel:
         """Scales beyond the accumulator's format, head sizes without shared memory, and dtypes that a precision is not of."""
         if self.precision != "ieee" and case.dtype not in ("fp32", "fp64"):
             return f"{self.precision} is a precision of float32 products"
-        refusal: str | None = self._tables.unavailable(self.device, TORCH_DTYPES[case.dtype], case.head_dim)
+        largest = max(case.head_dim, case.value_dim)
+        refusal: str | None = self._tables.unavailable(self.device, TORCH_DTYPES[case.dtype], largest)
         if refusal is not None:
             return refusal
         smallest, largest = self._validation.SCALE_RANGE[TORCH_DTYPES[case.dtype]]
@@ -120,4 +121,4 @@ class TritonKernel:
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         dtype = TORCH_DTYPES[case.dtype]
-        return self._tables.tiles_for(self.device, dtype, case.head_dim, case.masked, self.precision)
+        return self._tables.tiles_for(self.device, dtype, max(case.head_dim, case.value_dim), case.masked, self.precision)

@@ -26,7 +26,7 @@ def spread(cases: Iterable[AttentionCase]) -> tuple[AttentionCase, ...]:
     """
     instances: dict[tuple[object, ...], list[AttentionCase]] = defaultdict(list)
     for case in sorted(cases, key=_work, reverse=True):
-        instances[case.dtype, case.head_dim, case.masked, case.window_left is None, case.layout].append(case)
+        instances[case.dtype, case.head_dim, case.head_dim_v, case.masked, case.window_left is None, case.layout].append(case)
     rounds = zip_longest(*sorted(instances.values(), key=lambda group: (ORDER.index(group[0].dtype), -_work(group[0]))))
     return tuple(case for turn in rounds for case in turn if case is not None)
 

@@ -19,7 +19,7 @@ _NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 
 _ID = re.compile(
     r"(?P<dtype>[a-z0-9]+)_b(?P<batch>\d+)_h(?P<heads_q>\d+)x(?P<heads_kv>\d+)"
-    r"_n(?P<seqlen_q>\d+)x(?P<seqlen_k>\d+)_d(?P<head_dim>\d+)"
+    r"_n(?P<seqlen_q>\d+)x(?P<seqlen_k>\d+)_d(?P<head_dim>\d+)(?:x(?P<head_dim_v>\d+))?"
     rf"_(?P<mask>{_NAME})_(?P<regime>{_NAME})_(?P<layout>{_NAME})"
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
@@ -30,6 +30,8 @@ _INTEGERS = {"batch": 0, "heads_q": 1, "heads_kv": 1, "seqlen_q": 0, "seqlen_k":
 """The integer fields, with the smallest value of each."""
 
 _WINDOW = ("window_left", "window_right")
+_OPTIONAL = {"head_dim_v": 1, **dict.fromkeys(_WINDOW, 0)}
+"""Integer fields that may be None, with the smallest value of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +39,12 @@ class AttentionCase:
     """One attention problem: shapes, heads, dtype, mask, scale, layout, input regime and seed.
 
     Tensors are written B,H,N,D throughout the verifier: q and dO are (batch, heads_q, seqlen_q, head_dim), k and v are
-    (batch, heads_kv, seqlen_k, head_dim). Query head h reads key head h // (heads_q / heads_kv).
+    (batch, heads_kv, seqlen_k, head_dim); v and dO have head_dim_v columns, if that is given. Query head h reads key head
+    h // (heads_q / heads_kv).
 
     Attributes:
         dtype: short name from `DTYPES`.
+        head_dim_v: columns of v, out and dO if they are others than those of q and k; None, and never the same number.
         mask: one of `MASKS`.
         window_left: how many keys before its own position a query sees at most, or None: all of them. Query i stands at key
             i + seqlen_k - seqlen_q (at key i under `causal-topleft`).
@@ -64,6 +68,7 @@ class AttentionCase:
     seqlen_q: int
     seqlen_k: int
     head_dim: int
+    head_dim_v: int | None = None
     mask: str = "full"
     window_left: int | None = None
     window_right: int | None = None
@@ -83,12 +88,12 @@ class AttentionCase:
                 raise TypeError(f"{name}: got {value!r}, accepted are integers >= {smallest}")
             if value < smallest:
                 raise ValueError(f"{name}: got {value}, accepted are integers >= {smallest}")
-        for name in _WINDOW:
+        for name, smallest in _OPTIONAL.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise TypeError(f"{name}: got {value!r}, accepted are integers >= 0 and None")
-            if value is not None and value < 0:
-                raise ValueError(f"{name}: got {value}, accepted are integers >= 0 and None")
+                raise TypeError(f"{name}: got {value!r}, accepted are integers >= {smallest} and None")
+            if value is not None and value < smallest:
+                raise ValueError(f"{name}: got {value}, accepted are integers >= {smallest} and None")
         if not isinstance(self.lse_grad, bool):
             raise TypeError(f"lse_grad: got {self.lse_grad!r}, accepted are True and False")
         if self.dtype not in DTYPES:
@@ -101,8 +106,11 @@ class AttentionCase:
             )
         if self.heads_q % self.heads_kv:
             raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
-        if self.head_dim > MAX_HEAD_DIM:
-            raise ValueError(f"head_dim: got {self.head_dim}, accepted are integers from 1 to {MAX_HEAD_DIM}")
+        for name in ("head_dim", "head_dim_v"):
+            if (getattr(self, name) or 0) > MAX_HEAD_DIM:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepted are integers from 1 to {MAX_HEAD_DIM}")
+        if self.head_dim_v == self.head_dim:
+            object.__setattr__(self, "head_dim_v", None)  # one id a value
         for name in ("regime", "layout"):
             if not re.fullmatch(_NAME, getattr(self, name)):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, accepted are lower-case words joined by '-'")
@@ -122,7 +130,7 @@ class AttentionCase:
             f"b{self.batch}",
             f"h{self.heads_q}x{self.heads_kv}",
             f"n{self.seqlen_q}x{self.seqlen_k}",
-            f"d{self.head_dim}",
+            f"d{self.head_dim}" if self.head_dim_v is None else f"d{self.head_dim}x{self.head_dim_v}",
             self.mask,
             self.regime,
             self.layout,
@@ -148,7 +156,7 @@ class AttentionCase:
             raise ValueError(f"case id: got {case_id!r}, accepted are ids such as {example}")
         fields: dict[str, str | None] = match.groupdict()
         words = {name: text for name in ("dtype", "mask", "regime", "layout") if (text := fields[name]) is not None}
-        numbers = {name: int(text) for name in (*_INTEGERS, *_WINDOW) if (text := fields[name]) is not None}
+        numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
         scale = None if fields["scale"] is None else float(fields["scale"])
         case = cls(**words, **numbers, scale=scale, lse_grad=fields["lse_grad"] is not None)  # type: ignore[arg-type]
         if case.id != case_id:
@@ -166,6 +174,11 @@ class AttentionCase:
         return self.mask != "full" or self.window_left is not None or self.window_right is not None
 
     @property
+    def value_dim(self) -> int:
+        """Columns of v, out and dO."""
+        return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+    @property
     def softmax_scale(self) -> float:
         """The scale that multiplies QKᵀ, an exact float64."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
@@ -178,6 +191,8 @@ class AttentionCase:
             found.add(self.mask)
         if self.window_left is not None or self.window_right is not None:
             found.add("window")
+        if self.head_dim_v is not None:
+            found.add("head-dim-v")
         if self.group_size > 1:
             found.add("mqa" if self.heads_kv == 1 else "gqa")
         if self.seqlen_q != self.seqlen_k:

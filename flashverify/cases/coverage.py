@@ -16,7 +16,7 @@ _COMBINED = ("heads", "feature", "regime x dtype x mask", "layout x dtype", "til
 
 def tile_head_dim(case: AttentionCase) -> int:
     """The head size as tiles have it: rounded up to a power of two, 16 at least."""
-    return max(16, 1 << (case.head_dim - 1).bit_length())
+    return max(16, 1 << (max(case.head_dim, case.value_dim) - 1).bit_length())
 
 
 def coverage(cases: Iterable[AttentionCase]) -> dict[str, Counter[object]]:

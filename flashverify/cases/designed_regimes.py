@@ -113,27 +113,27 @@ def needle(source: Source) -> Values:
     """
     case = source.case
     values = source.normals()
-    values.v = np.zeros(source.k_shape)
+    values.v = np.zeros(source.v_shape)
     seen = source.last_key_seen() or case.seqlen_k
     if values.v.size:
         keys = source.landmarks(seen, case.heads_kv)
-        columns = source.landmarks(case.head_dim, case.heads_kv)
+        columns = source.landmarks(case.value_dim, case.heads_kv)
         batches, heads = np.indices(keys.shape)
         values.v[batches, heads, keys, columns] = 1.0
     return values
 
 
 def identity_values(source: Source) -> Values:
-    """V is an identity matrix over a window of head_dim keys, and zero elsewhere: out shows their weights one by one.
+    """V is an identity matrix over as many keys as it has columns, and zero elsewhere: out shows their weights one by one.
 
     By seed, batch and head the window ends at the last visible key, begins at the first, or begins at a tile's edge.
     """
     case = source.case
     values = source.normals()
     seen = source.last_key_seen() or case.seqlen_k
-    starts = source.landmarks(max(seen - case.head_dim + 1, min(seen, 1)), case.heads_kv)
+    starts = source.landmarks(max(seen - case.value_dim + 1, min(seen, 1)), case.heads_kv)
     column = np.arange(case.seqlen_k) - starts[..., None]
-    values.v = (column[..., None] == np.arange(case.head_dim)).astype(np.float64)
+    values.v = (column[..., None] == np.arange(case.value_dim)).astype(np.float64)
     return values
 
 
@@ -193,7 +193,7 @@ def zero_queries(source: Source) -> Values:
     """Queries are 0, values integers: all weights are 1, sums exact, lse = ln(number of visible keys)."""
     values = source.normals()
     values.q = np.zeros(source.q_shape)
-    values.v = source.stream("v").integers(-4, 5, size=source.k_shape).astype(np.float64)
+    values.v = source.stream("v").integers(-4, 5, size=source.v_shape).astype(np.float64)
     return values
 
 

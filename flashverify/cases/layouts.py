@@ -110,9 +110,9 @@ LAYOUTS = (*PLACEMENTS, "packed-qkv", "mixed")
 def apply(case: AttentionCase, inputs: Inputs) -> Inputs:
     """The same values in the layout of the case, on the device where they are.
 
-    `packed-qkv` slices q, k and v out of one buffer (B,N,Hq+2Hkv,D), or k and v alone where seqlen_q and seqlen_k
-    differ; the other tensors are B,N,H,D. `mixed` gives each of q, k, v and dout a layout of its own, rotating with
-    the seed. dlse is laid out like a tensor of head size 1.
+    `packed-qkv` slices q, k and v out of one buffer (B,N,Hq+2Hkv,D), without q where seqlen_q and seqlen_k differ, and
+    without v where it has other columns; the other tensors are B,N,H,D. `mixed` gives each of q, k, v and dout a layout of
+    its own, rotating with the seed. dlse is laid out like a tensor of head size 1.
 
     Raises:
         ValueError: if there is no such layout.
@@ -140,10 +140,10 @@ def _place_rows(placement: Placement, dlse: torch.Tensor | None) -> torch.Tensor
 
 
 def _packed(inputs: Inputs) -> Inputs:
-    """q, k and v (or k and v alone, where the lengths differ) as slices of one buffer in the order B,N,H,D."""
-    together = [inputs.k, inputs.v]
-    if inputs.q.shape[2] == inputs.k.shape[2]:
-        together.insert(0, inputs.q)
-    buffer = embed(torch.cat(together, dim=1), BNHD)
-    *q, k, v = torch.split(buffer, [part.shape[1] for part in together], dim=1)
-    return Inputs(q=q[0] if q else bnhd(inputs.q), k=k, v=v, dout=bnhd(inputs.dout), dlse=_place_rows(bnhd, inputs.dlse))
+    """q, k and v, as far as they have the lengths and the columns of k, as slices of one buffer in the order B,N,H,D."""
+    tensors = {"q": inputs.q, "k": inputs.k, "v": inputs.v}
+    together = {name: x for name, x in tensors.items() if x.shape[2:] == inputs.k.shape[2:]}
+    buffer = embed(torch.cat(list(together.values()), dim=1), BNHD)
+    parts = torch.split(buffer, [x.shape[1] for x in together.values()], dim=1)
+    placed = {name: bnhd(x) for name, x in tensors.items() if name not in together} | dict(zip(together, parts, strict=True))
+    return Inputs(**placed, dout=bnhd(inputs.dout), dlse=_place_rows(bnhd, inputs.dlse))

@@ -1,7 +1,7 @@
 """Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
 
-smoke     about 160 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
-standard  about 1,500 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
+smoke     about 170 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
+standard  about 1,600 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
           a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
 full      standard, and a few cases of up to 65,536 queries and keys.
 """
@@ -104,6 +104,27 @@ def _head_dims() -> Iterator[AttentionCase]:
         regime = ("normal", "identity-values", "large")[index % 3]
         yield AttentionCase(
             dtype=dtype, seqlen_q=257, seqlen_k=300, head_dim=head_dim, mask=mask, regime=regime, seed=index % 5
+        )
+
+
+def _value_dims() -> Iterator[AttentionCase]:
+    """Values with more and with fewer columns than keys x dtype, full and causal, several layouts."""
+    sizes = ((192, 128), (64, 128), (128, 64), (40, 16), (16, 72), (96, 256))
+    for index, ((head_dim, head_dim_v), dtype, mask) in enumerate(product(sizes, DTYPES, TWO_MASKS)):
+        yield AttentionCase(
+            dtype=dtype,
+            batch=1 + index % 2,
+            heads_q=(4, 2, 1)[index % 3],
+            heads_kv=(2, 2, 1)[index % 3],
+            seqlen_q=(130, 257, 64)[index % 3],
+            seqlen_k=(257, 130, 200)[index // 3 % 3],
+            head_dim=head_dim,
+            head_dim_v=head_dim_v,
+            mask=mask,
+            regime=("normal", "identity-values", "copy", "parallel-gradient")[(index + index // 8) % 4],
+            layout=("contiguous", "bnhd", "mixed", "packed-qkv")[(index // 2 + index // 8) % 4],
+            lse_grad=index % 5 == 1,
+            seed=index % 3,
         )
 
 
@@ -290,6 +311,10 @@ def _smoke_features() -> Iterator[AttentionCase]:
         *({"layout": layout, "heads_q": 2, "mask": "causal", "regime": "constant-gradient"} for layout in LAYOUTS),
         *({"scale": scale, "seqlen_k": 17} for scale in (0.0, -1.0, 2.0, 1e-05)),
         *({"head_dim": head_dim, "seqlen_q": 17, "seqlen_k": 18} for head_dim in (1, 3, 8, 80, 128, 192, 256)),
+        *(
+            {"head_dim": d, "head_dim_v": dv, "seqlen_k": 18, "mask": "causal"}
+            for d, dv in ((24, 16), (8, 40), (16, 64), (40, 3))
+        ),
         *({"seqlen_q": n, "seqlen_k": m, "mask": "causal", "lse_grad": True} for n, m in lengths),
         {"batch": 0},
         {"batch": 3, "heads_q": 4, "heads_kv": 2, "seqlen_q": 17, "seqlen_k": 33, "mask": "causal", "regime": "copy"},
@@ -305,6 +330,7 @@ _STANDARD = (
     _lengths,
     _cross_lengths,
     _head_dims,
+    _value_dims,
     _heads_and_batches,
     _layouts,
     _scales,

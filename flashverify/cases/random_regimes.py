@@ -130,8 +130,8 @@ def wide_exponents(source: Source) -> Values:
     """Values of random sign with magnitudes from 2^-8 to 2^8, evenly over the binades (truncation in sums)."""
     values = source.normals()
     stream = source.stream("exponents")
-    exponents = stream.integers(-8, 8, size=source.k_shape)
-    fractions = 1 + stream.random(source.k_shape)
+    exponents = stream.integers(-8, 8, size=source.v_shape)
+    fractions = 1 + stream.random(source.v_shape)
     values.v = np.ldexp(np.copysign(fractions, values.v), exponents)
     return values
 
@@ -145,8 +145,8 @@ def integers(source: Source) -> Values:
     return Values(
         q=draw("q", source.q_shape),
         k=draw("k", source.k_shape),
-        v=draw("v", source.k_shape),
-        dout=draw("dout", source.q_shape),
+        v=draw("v", source.v_shape),
+        dout=draw("dout", source.out_shape),
     )
 
 
@@ -171,7 +171,7 @@ def parallel_gradient(source: Source) -> Values:
     """A dO nearly parallel to v's mean: delta = sum(dO·O) is as large as dP (delta missing or rounded)."""
     case = source.case
     values = source.normals()
-    mean = source.normal("mean", (case.batch, case.heads_kv, 1, case.head_dim))
+    mean = source.normal("mean", (case.batch, case.heads_kv, 1, case.value_dim))
     factor = source.normal("factor", (*source.q_shape[:3], 1))
     values.v = mean + values.v / 4
     values.dout = factor * source.by_query_head(mean) + values.dout / 16
@@ -191,7 +191,7 @@ def sparse_gradient(source: Source) -> Values:
 def constant_gradient(source: Source) -> Values:
     """All dO are 1, the gradient of out.sum(): the case where autograd hands over a stride-0 tensor."""
     values = source.normals()
-    values.dout = np.ones(source.q_shape)
+    values.dout = np.ones(source.out_shape)
     return values
 
 

@@ -99,14 +99,15 @@ class Source:
 
     Attributes:
         case: the case.
-        q_shape: shape of q and dout.
-        k_shape: shape of k and v.
+        q_shape, k_shape, v_shape, out_shape: shapes of q, k, v, and of dout.
     """
 
     def __init__(self, case: AttentionCase) -> None:
         self.case = case
         self.q_shape = (case.batch, case.heads_q, case.seqlen_q, case.head_dim)
         self.k_shape = (case.batch, case.heads_kv, case.seqlen_k, case.head_dim)
+        self.v_shape = (*self.k_shape[:3], case.value_dim)
+        self.out_shape = (*self.q_shape[:3], case.value_dim)
 
     def stream(self, name: str) -> np.random.Generator:
         """A generator of its own for (seed, regime, name): always from its start."""
@@ -122,8 +123,8 @@ class Source:
         return Values(
             q=self.normal("q", self.q_shape),
             k=self.normal("k", self.k_shape),
-            v=self.normal("v", self.k_shape),
-            dout=self.normal("dout", self.q_shape),
+            v=self.normal("v", self.v_shape),
+            dout=self.normal("dout", self.out_shape),
         )
 
     @property

@@ -58,8 +58,9 @@ def cases(
     batch = draw(st.sampled_from([batch for batch in (1, 2, 3, 0) if batch <= left]))
     left //= max(batch, 1)
     head_dim = draw(_sizes(1, min(MAX_HEAD_DIM, left), HEAD_DIMS))
-    # The longer of the two sequences may not exceed left / head_dim, nor their product left.
-    longest = left // head_dim
+    head_dim_v = draw(st.one_of(st.none(), _sizes(1, min(MAX_HEAD_DIM, left), HEAD_DIMS)))
+    # The longer of the two sequences may not exceed left / head size, nor their product left.
+    longest = left // max(head_dim, head_dim_v or 0)
     seqlen_q = draw(_sizes(0, longest, TILE_EDGES))
     seqlen_k = draw(_sizes(0, min(longest, left // max(seqlen_q, 1)), TILE_EDGES))
     mask = draw(st.sampled_from(MASKS))
@@ -73,6 +74,7 @@ def cases(
         seqlen_q=seqlen_q,
         seqlen_k=seqlen_k,
         head_dim=head_dim,
+        head_dim_v=head_dim_v,
         mask=mask,
         window_left=window_left,
         window_right=window_right if mask == "full" else None,

@@ -19,8 +19,8 @@ class Inputs:
     Attributes:
         q: (batch, heads_q, seqlen_q, head_dim).
         k: (batch, heads_kv, seqlen_k, head_dim).
-        v: (batch, heads_kv, seqlen_k, head_dim).
-        dout: cotangent of out, shaped like out: (batch, heads_q, seqlen_q, head_dim).
+        v: (batch, heads_kv, seqlen_k, value_dim).
+        dout: cotangent of out, shaped like out: (batch, heads_q, seqlen_q, value_dim).
         dlse: cotangent of lse, (batch, heads_q, seqlen_q), float32 (float64 for float64 cases), or None.
     """
 
@@ -56,7 +56,7 @@ class Outputs:
     """One tensor for each output of a case: a kernel's values, an oracle's truth, a radius or a budget.
 
     Attributes:
-        out: (batch, heads_q, seqlen_q, head_dim).
+        out: (batch, heads_q, seqlen_q, value_dim).
         lse: natural log of the sum of exponentials, (batch, heads_q, seqlen_q).
         dq: gradient with respect to q, shaped like q.
         dk: gradient with respect to k, shaped like k (summed over the query heads of a group).

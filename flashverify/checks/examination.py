@@ -125,8 +125,9 @@ class Examination:
         return double
 
     def _require_form(self, outputs: Outputs) -> None:
-        dtype, q, k = TORCH_DTYPES[self.case.dtype], self.inputs.q, self.inputs.k
-        shapes = {"out": q.shape, "lse": q.shape[:3], "dq": q.shape, "dk": k.shape, "dv": k.shape}
+        dtype, given = TORCH_DTYPES[self.case.dtype], self.inputs
+        gradients = {"dq": given.q.shape, "dk": given.k.shape, "dv": given.v.shape}
+        shapes = {"out": given.dout.shape, "lse": given.dout.shape[:3], **gradients}
         of_lse = (torch.float64,) if dtype == torch.float64 else (torch.float32, torch.float64)
         for name, tensor in outputs.items():
             if name == "lse" and not self.kernel.returns_lse:
@@ -138,8 +139,8 @@ class Examination:
             accepted = of_lse if name == "lse" else (dtype,)
             if tensor.dtype not in accepted:
                 raise KernelDefectError(f"{name}: got {tensor.dtype}, accepted is {' or '.join(map(str, accepted))}")
-            if tensor.device != q.device:
-                raise KernelDefectError(f"{name}: got a tensor on {tensor.device}, accepted is {q.device}")
+            if tensor.device != given.q.device:
+                raise KernelDefectError(f"{name}: got a tensor on {tensor.device}, accepted is {given.q.device}")
 
 
 def _named(inputs: Inputs) -> list[tuple[str, torch.Tensor]]:

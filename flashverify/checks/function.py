@@ -68,7 +68,7 @@ def _inside(examination: Examination, reference: Reference) -> Iterator[Comparis
 
 def _is_small(case: AttentionCase) -> bool:
     pairs = case.batch * case.heads_q * case.seqlen_q * case.seqlen_k
-    return pairs * case.head_dim <= BALL_OPERATIONS
+    return pairs * max(case.head_dim, case.value_dim) <= BALL_OPERATIONS
 
 
 def _enclosure(examination: Examination, reference: Reference) -> tuple[Outputs, Outputs]:

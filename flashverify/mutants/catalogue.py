@@ -93,7 +93,7 @@ _ALL = (
         "control",
         (
             Edit(
-                "backward.py",
+                "delta.py",
                 "    tl.store(rows_delta_ptr + padded_offsets, delta)",
                 "    tl.store(rows_delta_ptr + padded_offsets, 0.0 * delta)",
             ),

@@ -103,13 +103,13 @@ ROUNDING = (
         "lse-off",
         "The backward pass works from an lse that is 2^-10 too large.",
         "control",
-        (Edit("backward.py", STORED_LSE, STORED_LSE.replace("lse)", f"lse + {2.0**-10!r})")),),
+        (Edit("delta.py", STORED_LSE, STORED_LSE.replace("lse)", f"lse + {2.0**-10!r})")),),
     ),
     Mutant(
         "delta-missing-in-a-row",
         "delta is left out for one row in a thousand.",
         "control",
-        (Edit("backward.py", STORED_DELTA, STORED_DELTA.replace("delta)", "tl.where(rows % 1000 == 5, 0.0, delta))")),),
+        (Edit("delta.py", STORED_DELTA, STORED_DELTA.replace("delta)", "tl.where(rows % 1000 == 5, 0.0, delta))")),),
     ),
     Mutant(
         "ds-in-fp16",

@@ -42,7 +42,7 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
     dead = torch.isneginf(lse.double())
     known_lse = by_lane(case, torch.where(dead, 0.0, lse.double()))
     dlse = torch.zeros_like(known_lse) if inputs.dlse is None else by_lane(case, inputs.dlse).abs()
-    out, dq, of_lse = torch.zeros_like(lanes.q), torch.zeros_like(lanes.q), known_lse.abs()
+    out, dq, of_lse = torch.zeros_like(lanes.dout), torch.zeros_like(lanes.q), known_lse.abs()
     dk, dv = torch.zeros_like(lanes.k), torch.zeros_like(lanes.v)
     for tile in lanes.tiles(tile_elements):
         take, put = tile.place.take, tile.place.put
@@ -62,9 +62,9 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         dv[tile.place.lanes] += weight.mT @ dout
     queries, keys = (case.batch, case.heads_q, case.seqlen_q), (case.batch, case.heads_kv, case.seqlen_k)
     return Outputs(
-        out=out.reshape(*queries, case.head_dim),
+        out=out.reshape(*queries, case.value_dim),
         lse=of_lse.reshape(queries),
         dq=dq.reshape(*queries, case.head_dim),
         dk=dk.reshape(*keys, case.head_dim),
-        dv=dv.reshape(*keys, case.head_dim),
+        dv=dv.reshape(*keys, case.value_dim),
     )

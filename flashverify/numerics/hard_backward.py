@@ -43,7 +43,7 @@ def backward_budget(
     Args:
         case: the case.
         inputs: its inputs, any dtype, taken as exact.
-        out: the kernel's own out (modular mode) or the true one, (batch, heads_q, seqlen_q, head_dim).
+        out: the kernel's own out (modular mode) or the true one, (batch, heads_q, seqlen_q, value_dim).
         lse: the kernel's own lse (modular mode) or the true one, (batch, heads_q, seqlen_q); -inf: the row sees no key.
         contract: the arithmetic.
         forward: None for modular mode; the forward pass's budget for end-to-end mode.
@@ -241,7 +241,7 @@ def _dq_error(gradients: ScoreGradients) -> torch.Tensor:
     magnitudes = (gradients.ds.abs() + error) * accumulation + gradients.local
     common = gradients.delta_error * (gradients.weights.p @ tile.k).abs()
     events = (2.0 * tile.lengths + 2.0) * coefficients.tiny
-    evaluation = EVALUATION_UNIT * (tile.lengths + tile.k.shape[-1] + 64.0)
+    evaluation = EVALUATION_UNIT * (tile.lengths + max(tile.k.shape[-1], tile.v.shape[-1]) + 64.0)
     value = (gradients.ds @ tile.k).abs() + evaluation * (gradients.ds.abs() @ keys)
     return _scaled_and_stored(scale * value, scale * (magnitudes @ keys + common + events), coefficients)
 
@@ -268,7 +268,8 @@ class _Columns:
     @classmethod
     def zeros(cls, lanes: Lanes) -> _Columns:
         """Nothing collected yet."""
-        dv, dk, dv_error, dk_error, dv_reach, dk_reach = (torch.zeros_like(lanes.k) for _ in range(6))
+        dv, dv_error, dv_reach = (torch.zeros_like(lanes.v) for _ in range(3))
+        dk, dk_error, dk_reach = (torch.zeros_like(lanes.k) for _ in range(3))
         return cls(dv, dk, dv_error, dk_error, dv_reach, dk_reach, lengths=torch.zeros_like(lanes.k[..., :1]))
 
     def add(self, gradients: ScoreGradients, slack: torch.Tensor) -> None:
@@ -289,7 +290,7 @@ class _Columns:
         """Budgets of dk and dv (theorem 5)."""
         scale = abs(case.softmax_scale)
         events = (2.0 * self.lengths + 2.0) * coefficients.tiny
-        evaluation = EVALUATION_UNIT * (self.lengths + case.head_dim + 64.0)
+        evaluation = EVALUATION_UNIT * (self.lengths + max(case.head_dim, case.value_dim) + 64.0)
         group = case.group_size  # one walk over the queries for each head
         accumulation = coefficients.walked_dot(self.lengths, runs=group)
         dv = (self.dv_error + accumulation * self.dv_reach + events) * (1.0 + evaluation)

@@ -33,7 +33,7 @@ class ForwardBudget:
     """Allowed errors of the forward pass, float64, >= 0; infinite where nothing can be promised.
 
     Attributes:
-        out: (batch, heads_q, seqlen_q, head_dim).
+        out: (batch, heads_q, seqlen_q, value_dim).
         lse: (batch, heads_q, seqlen_q), natural units.
     """
 
@@ -54,7 +54,7 @@ def forward_budget(
     Args:
         case: the case.
         inputs: its inputs, any dtype, taken as exact.
-        out: true out, (batch, heads_q, seqlen_q, head_dim).
+        out: true out, (batch, heads_q, seqlen_q, value_dim).
         lse: true lse, (batch, heads_q, seqlen_q); -inf where a row sees no key.
         contract: the arithmetic.
         tile_elements: scores in a tile, at most.

@@ -77,7 +77,7 @@ def _reaches(
 ) -> Iterator[tuple[str, float, Format]]:
     """Name, largest possible magnitude and format of every number that a kernel forms."""
     lanes = Lanes.of(case, inputs)
-    sums = lanes.k.new_zeros((2, *lanes.k.shape))
+    dk, dv = torch.zeros_like(lanes.k), torch.zeros_like(lanes.v)
     forward = ForwardBudget(budget.out, budget.lse)
     coefficients = Coefficients(contract)
     # exp(x - lse) with an lse that is too small by its budget: what a backward pass is a function of, cut or not
@@ -85,10 +85,10 @@ def _reaches(
     for gradients in score_gradients(lanes, inputs, truth.out, truth.lse, coefficients, forward, tile_elements):
         yield from _tile_reaches(gradients, contract)
         tile = gradients.tile
-        sums[0, tile.place.lanes] += (gradients.ds.abs() + gradients.error).mT @ tile.q.abs()
-        sums[1, tile.place.lanes] += (gradients.weights.p + gradients.weight_error).mT @ tile.dout.abs()
-    yield "dk before the scale", _largest(sums[0]), contract.accumulator
-    yield "dv as accumulated", _largest(sums[1]), contract.accumulator
+        dk[tile.place.lanes] += (gradients.ds.abs() + gradients.error).mT @ tile.q.abs()
+        dv[tile.place.lanes] += (gradients.weights.p + gradients.weight_error).mT @ tile.dout.abs()
+    yield "dk before the scale", _largest(dk), contract.accumulator
+    yield "dv as accumulated", _largest(dv), contract.accumulator
     stored = dict.fromkeys(("out", "dq", "dk", "dv"), contract.stored)
     for (name, true), (_, allowed) in zip(truth.items(), budget.items(), strict=True):
         finite = torch.isfinite(true)
@@ -100,7 +100,7 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     """The numbers that one tile forms; sums are bounded by their sums of magnitudes, so in any order."""
     tile, accumulator = gradients.tile, contract.accumulator
     operands = contract.dot.pieces if isinstance(contract.dot, SplitProducts) else accumulator
-    slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + tile.q.shape[-1])
+    slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + max(tile.q.shape[-1], tile.v.shape[-1]))
     scores = slack * _largest(tile.score_magnitude)
     logits = scores * abs(tile.scale) * LOG2E
     yield "a score", scores, accumulator

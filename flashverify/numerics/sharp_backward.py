@@ -260,7 +260,8 @@ class _Columns:
     @classmethod
     def zeros(cls, lanes: Lanes) -> _Columns:
         """Nothing collected yet."""
-        sums = {field.name: torch.zeros_like(lanes.k) for field in fields(cls)}
+        of = {"dk": lanes.k, "dv": lanes.v}
+        sums = {field.name: torch.zeros_like(of.get(field.name[:2], lanes.k)) for field in fields(cls)}
         return cls(**sums | {"lengths": torch.zeros_like(lanes.k[..., :1])})
 
     def add(self, gradient: _Gradient) -> None:

@@ -27,7 +27,7 @@ from flashverify.numerics.walk import Walked, walk
 
 @dataclass(frozen=True, slots=True)
 class ForwardSpread:
-    """Spreads of out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q; natural units)."""
+    """Spreads of out (batch, heads_q, seqlen_q, value_dim) and lse (batch, heads_q, seqlen_q; natural units)."""
 
     out: Spread
     lse: Spread

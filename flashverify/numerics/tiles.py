@@ -85,12 +85,12 @@ class Lanes:
     @classmethod
     def of(cls, case: AttentionCase, inputs: Inputs) -> Lanes:
         """Arrange the inputs (any dtype, exact values) by lanes."""
-        keys = (case.batch * case.heads_kv, case.seqlen_k, case.head_dim)
+        keys = (case.batch * case.heads_kv, case.seqlen_k)
         return cls(
             case=case,
             q=by_lane(case, inputs.q),
-            k=_finite(inputs.k).reshape(keys),
-            v=_finite(inputs.v).reshape(keys),
+            k=_finite(inputs.k).reshape(*keys, case.head_dim),
+            v=_finite(inputs.v).reshape(*keys, case.value_dim),
             dout=by_lane(case, inputs.dout),
         )
 

@@ -66,7 +66,7 @@ class _Sum:
 def forward(
     case: AttentionCase, inputs: Inputs, precision: int = PRECISION, limit: int = PRECISION_LIMIT
 ) -> tuple[EnclosedTensor, EnclosedTensor]:
-    """Enclosures of out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q), on the CPU.
+    """Enclosures of out (batch, heads_q, seqlen_q, value_dim) and lse (batch, heads_q, seqlen_q), on the CPU.
 
     Args:
         case: the case.
@@ -157,7 +157,7 @@ def _group(case: AttentionCase, sees: list[list[bool]], heads: list[_Head], *, b
     """All outputs of the query heads that share a key head: out, lse, dq by head, dk and dv summed; flat, row-major."""
     scale = arb(case.softmax_scale)
     values: dict[str, list[Arb]] = {name: [] for name in TENSORS}
-    dk = dv = arb_mat(case.seqlen_k, case.head_dim)
+    dk, dv = arb_mat(case.seqlen_k, case.head_dim), arb_mat(case.seqlen_k, case.value_dim)
     for head in heads:
         x = (head.q * head.k.transpose()) * scale
         out, lse = head.out, head.lse
@@ -213,7 +213,7 @@ def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
     out = max(v if head.out is None else _largest(head.out.entries()) for head in heads)
     dlse = max(_largest(head.dlse) for head in heads)
     scale = abs(arb(case.softmax_scale))
-    ds = case.head_dim * dout * (v + out) + dlse
+    ds = case.value_dim * dout * (v + out) + dlse
     rows = len(heads) * case.seqlen_q
     return {
         "out": v,
@@ -273,10 +273,15 @@ def _is_finite(head: _Head) -> bool:
 def _assemble(case: AttentionCase, name: str, parts: list[EnclosedTensor]) -> EnclosedTensor:
     """The tensor of all batch entries and heads, from its slices in the order of batch entry, then key head."""
     rows = (case.batch, case.heads_q, case.seqlen_q)
-    if name in ("dk", "dv"):
-        shape: tuple[int, ...] = (case.batch, case.heads_kv, case.seqlen_k, case.head_dim)
-    else:
-        shape = rows if name == "lse" else (*rows, case.head_dim)
+    keys = (case.batch, case.heads_kv, case.seqlen_k)
+    shapes = {
+        "out": (*rows, case.value_dim),
+        "lse": rows,
+        "dq": (*rows, case.head_dim),
+        "dk": (*keys, case.head_dim),
+        "dv": (*keys, case.value_dim),
+    }
+    shape: tuple[int, ...] = shapes[name]
     nothing = torch.empty(0, dtype=torch.float64)
     return EnclosedTensor(
         torch.cat([nothing, *(part.mid for part in parts)]).reshape(shape),

@@ -22,7 +22,7 @@ from flashverify.oracles.shapes import require_forward, require_inputs
 
 
 def forward(case: AttentionCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float64 out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q), differentiable by autograd.
+    """Float64 out (batch, heads_q, seqlen_q, value_dim) and lse (batch, heads_q, seqlen_q), differentiable by autograd.
 
     Raises:
         ValueError: if inputs have other shapes than the case.

@@ -32,7 +32,7 @@ MINIMUM_DIGITS = 17
 
 
 def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tuple[ExactArray, ExactArray]:
-    """Exact out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q): mpmath numbers.
+    """Exact out (batch, heads_q, seqlen_q, value_dim) and lse (batch, heads_q, seqlen_q): mpmath numbers.
 
     Raises:
         ValueError: if inputs have other shapes than the case, or dps is too small to hold them.
@@ -42,7 +42,7 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
     with mpmath.workdps(dps):
         q, k, v = _exact(inputs.q), _exact(inputs.k), _exact(inputs.v)
         scale = mpmath.mpf(case.softmax_scale)
-        out, lse = _zeros(inputs.q.shape), _zeros(inputs.q.shape[:3])
+        out, lse = _zeros(inputs.dout.shape), _zeros(inputs.q.shape[:3])
         for b, h, i in np.ndindex(*lse.shape):
             g = key_head(case, h)
             keys = [j for j in range(case.seqlen_k) if visible(case, i, j)]
@@ -52,7 +52,7 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
             s = {j: scale * mpmath.fdot(q[b, h, i], k[b, g, j]) for j in keys}
             lse[b, h, i] = mpmath.log(mpmath.fsum(mpmath.exp(s[j]) for j in keys))
             p = [mpmath.exp(s[j] - lse[b, h, i]) for j in keys]
-            for d in range(case.head_dim):
+            for d in range(case.value_dim):
                 out[b, h, i, d] = mpmath.fdot(p, [v[b, g, j, d] for j in keys])
     return out, lse
 
@@ -89,7 +89,7 @@ def exact_backward(
 
 
 def forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounded out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q), float64 on the CPU.
+    """Rounded out (batch, heads_q, seqlen_q, value_dim) and lse (batch, heads_q, seqlen_q), float64 on the CPU.
 
     Raises:
         ValueError: if inputs have other shapes than the case, or dps is too small to hold them.

@@ -16,7 +16,8 @@ def require_inputs(case: AttentionCase, inputs: Inputs) -> None:
     """
     query_side = (case.batch, case.heads_q, case.seqlen_q, case.head_dim)
     key_side = (case.batch, case.heads_kv, case.seqlen_k, case.head_dim)
-    for name, shape in (("q", query_side), ("k", key_side), ("v", key_side), ("dout", query_side)):
+    values, out = (*key_side[:3], case.value_dim), (*query_side[:3], case.value_dim)
+    for name, shape in (("q", query_side), ("k", key_side), ("v", values), ("dout", out)):
         _require(name, getattr(inputs, name), shape)
     if inputs.dlse is not None:
         _require("dlse", inputs.dlse, query_side[:3])
@@ -29,7 +30,7 @@ def require_forward(case: AttentionCase, out: torch.Tensor, lse: torch.Tensor) -
         ValueError: if a tensor has another shape than the case says; the message names it.
     """
     rows = (case.batch, case.heads_q, case.seqlen_q)
-    _require("out", out, (*rows, case.head_dim))
+    _require("out", out, (*rows, case.value_dim))
     _require("lse", lse, rows)
 
 

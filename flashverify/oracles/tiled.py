@@ -25,7 +25,7 @@ TILE_ELEMENTS = 2**24
 
 
 def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEMENTS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float64 out (batch, heads_q, seqlen_q, head_dim) and lse (batch, heads_q, seqlen_q).
+    """Float64 out (batch, heads_q, seqlen_q, value_dim) and lse (batch, heads_q, seqlen_q).
 
     Raises:
         ValueError: if inputs have other shapes than the case, or tile_elements is less than 1.
@@ -33,11 +33,12 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
     require_inputs(case, inputs)
     _require_tile(tile_elements)
     q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
-    out, lse = torch.zeros_like(q), torch.full_like(q[..., 0], -torch.inf)
+    out, lse = q.new_zeros(inputs.dout.shape), torch.full_like(q[..., 0], -torch.inf)
     for b, g, members in _groups(case):
         stacked_q = q[b, members].reshape(-1, case.head_dim)
         values, wild = _tame(v[b, g])
-        stacked_out, stacked_lse = torch.empty_like(stacked_q), torch.empty_like(stacked_q[:, 0])
+        stacked_lse = torch.empty_like(stacked_q[:, 0])
+        stacked_out = q.new_empty(len(stacked_q), case.value_dim)
         for rows, sees in _tiles(case, len(members), q.device, tile_elements):
             x = torch.where(sees, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale), -torch.inf)
             top = x.max(dim=1, keepdim=True).values
@@ -49,7 +50,7 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
                 tile[sees.double() @ wild > 0] = torch.nan
             stacked_out[rows] = tile
             stacked_lse[rows] = (top + length.log()).squeeze(1)
-        out[b, members] = stacked_out.view(len(members), case.seqlen_q, case.head_dim)
+        out[b, members] = stacked_out.view(len(members), case.seqlen_q, case.value_dim)
         lse[b, members] = stacked_lse.view(len(members), case.seqlen_q)
     return out, lse
 
@@ -70,7 +71,7 @@ def backward(
     dlse = torch.zeros_like(lse) if inputs.dlse is None else inputs.dlse.double()
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for b, g, members in _groups(case):
-        stacked_q, stacked_dout = (x[b, members].reshape(-1, case.head_dim) for x in (q, dout))
+        stacked_q, stacked_dout = (x[b, members].flatten(0, 1) for x in (q, dout))
         stacked_lse, stacked_delta, stacked_dlse = (x[b, members].reshape(-1, 1) for x in (lse, delta, dlse))
         queries, keys = _tame(stacked_q)[0], _tame(k[b, g])[0]
         cotangents, wild = _tame(stacked_dout)

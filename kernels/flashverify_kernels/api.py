@@ -48,7 +48,7 @@ def flash_attn_func(
     Args:
         q: (B, Nq, Hq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
         k: (B, Nk, Hkv, D), of q's dtype and device, any strides; Hkv divides Hq.
-        v: shaped like k, any strides.
+        v: (B, Nk, Hkv, Dv), any strides, Dv from 1 to 256.
         dropout_p: 0; dropout is not there yet.
         softmax_scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
         causal: whether query i sees no key after i + Nk - Nq.
@@ -62,7 +62,7 @@ def flash_attn_func(
         tiles: forces tile sizes, for verification; None: the table's.
 
     Returns:
-        out (B, Nq, Hq, D); with return_attn_probs (out, lse, None), lse the natural log-sum-exp (B, Hq, Nq) in float32, or
+        out (B, Nq, Hq, Dv); with return_attn_probs (out, lse, None), lse the natural log-sum-exp (B, Hq, Nq) in float32, or
         float64 for float64 inputs. The third is flash-attn's place for the probabilities of dropout.
 
     Raises:
@@ -110,7 +110,7 @@ def scaled_dot_product_attention(
     Args:
         query: (B, Hq, Nq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
         key: (B, Hkv, Nk, D), of query's dtype and device, any strides; Hkv = Hq unless enable_gqa.
-        value: shaped like key, any strides.
+        value: (B, Hkv, Nk, Dv), any strides, Dv from 1 to 256.
         attn_mask: None; masks and biases are not there yet.
         dropout_p: 0; dropout is not there yet.
         is_causal: whether query i sees no key after i.
@@ -120,7 +120,7 @@ def scaled_dot_product_attention(
         tiles: forces tile sizes, for verification; None: the table's.
 
     Returns:
-        out (B, Hq, Nq, D).
+        out (B, Hq, Nq, Dv).
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

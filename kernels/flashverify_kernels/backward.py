@@ -13,9 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
+from flashverify_kernels.delta import row_statistics
 from flashverify_kernels.launch import (
     EMULATE_BF16,
     UNSPECIALIZED,
+    TileOf,
     dot_precision,
     heads_at_once,
     needs_wide_offsets,
@@ -35,66 +37,6 @@ from flashverify_kernels.primitives import (
     unpack_scale,
 )
 from flashverify_kernels.tiles import TileConfig, padded_head_dim
-
-
-@triton.jit(do_not_specialize=UNSPECIALIZED)
-def delta_kernel(
-    out_ptr,
-    dout_ptr,
-    dlse_ptr,
-    lse_ptr,
-    rows_lse_ptr,
-    rows_delta_ptr,
-    stride_ob,
-    stride_oh,
-    stride_on,
-    stride_od,
-    stride_gb,
-    stride_gh,
-    stride_gn,
-    stride_gd,
-    heads_q,
-    seqlen_q,
-    padded_q,
-    head_dim,
-    HAS_DLSE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHECK_D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    BF16: tl.constexpr,
-):
-    """For BLOCK_M rows of one head: delta = rowsum(dO·out) - dlse, and lse beside it.
-
-    Rows are padded to whole tiles, with lse = inf and delta = 0, so that the other kernels load them without a mask.
-    """
-    row_blocks = padded_q // BLOCK_M
-    first_row = tl.program_id(0) % row_blocks * BLOCK_M
-    batch_and_head = tl.program_id(0) // row_blocks
-    batch = batch_and_head // heads_q
-    head = batch_and_head % heads_q
-    rows_left = seqlen_q - first_row
-
-    out = load_tile(
-        head_base(out_ptr, batch, head, stride_ob, stride_oh, False), batch, head, first_row, stride_on, stride_od,
-        rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, False, BF16,
-    )  # fmt: skip
-    dout = load_tile(
-        head_base(dout_ptr, batch, head, stride_gb, stride_gh, False), batch, head, first_row, stride_gn, stride_gd,
-        rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, False, BF16,
-    )  # fmt: skip
-    delta = tl.sum(out.to(ACCUMULATOR) * dout.to(ACCUMULATOR), 1)
-
-    rows = first_row + tl.arange(0, BLOCK_M)
-    inside = rows < seqlen_q
-    offsets = batch_and_head.to(tl.int64) * seqlen_q + rows
-    if HAS_DLSE:
-        delta -= tl.load(dlse_ptr + offsets, mask=inside, other=0.0)
-    lse = tl.load(lse_ptr + offsets, mask=inside, other=float("inf"))
-    padded_offsets = batch_and_head.to(tl.int64) * padded_q + rows
-    tl.store(rows_delta_ptr + padded_offsets, delta)
-    tl.store(rows_lse_ptr + padded_offsets, lse)
 
 
 @triton.jit
@@ -129,6 +71,7 @@ def accumulate_dkdv(
     keys,
     seqlen_q,
     head_dim,
+    value_dim,
     causal_offset,
     first_offset,
     scale,
@@ -137,7 +80,9 @@ def accumulate_dkdv(
     WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
     CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
     WIDE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
@@ -164,8 +109,8 @@ def accumulate_dkdv(
             if WINDOW:
                 p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)
         dout = load_tile(
-            dout_base, batch, head, start, stride_gn, stride_gd, rows_left, head_dim,
-            BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+            dout_base, batch, head, start, stride_gn, stride_gd, rows_left, value_dim,
+            BLOCK_M, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
         dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
@@ -220,7 +165,10 @@ def dkdv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
     CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
     WIDE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
@@ -228,7 +176,10 @@ def dkdv_kernel(
     PRECISION: tl.constexpr,
     BF16: tl.constexpr,
 ):
-    """One program: dK and dV of BLOCK_N keys of one key head. Strides `g` are dO's, `x` those of dk and dv alike."""
+    """One program: dK and dV of BLOCK_N keys of one key head. Strides `g` are dO's, `x` those of dk and dv alike.
+
+    VALUE_DIM: columns of v and dO, or 0 if they are those of q and k.
+    """
     key_blocks = tl.cdiv(seqlen_k, BLOCK_N)
     key_block, batch_and_head = block_and_head(key_blocks, section)
     batch = batch_and_head // heads_kv
@@ -238,6 +189,9 @@ def dkdv_kernel(
     keys = first_key + tl.arange(0, BLOCK_N)
     keys_left = seqlen_k - first_key
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
+    value_dim = head_dim
+    if VALUE_DIM:
+        value_dim = VALUE_DIM
 
     k = load_tile(
         head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS), batch, head_kv, first_key,
@@ -245,7 +199,7 @@ def dkdv_kernel(
     )  # fmt: skip
     v = load_tile(
         head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS), batch, head_kv, first_key,
-        stride_vn, stride_vd, keys_left, head_dim, BLOCK_N, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        stride_vn, stride_vd, keys_left, value_dim, BLOCK_N, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
     )  # fmt: skip
     if SIGNED:
         k = (k * sign).to(k.dtype)
@@ -265,7 +219,7 @@ def dkdv_kernel(
         full_end = tl.maximum(full_begin, full_end)
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
-    dv = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
+    dv = tl.zeros((BLOCK_N, BLOCK_DV), ACCUMULATOR)
     for member in range(0, group_size):
         head = head_kv * group_size + member
         q_base = head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS)
@@ -275,29 +229,36 @@ def dkdv_kernel(
             dk, dv = accumulate_dkdv(
                 dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
                 stride_qn, stride_qd, stride_gn, stride_gd,
-                begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim,
+                begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim, value_dim,
                 causal_offset, first_offset, scale,
-                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
         dk, dv = accumulate_dkdv(
             dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
             stride_qn, stride_qd, stride_gn, stride_gd,
-            full_begin, full_end, keys, seqlen_q, head_dim, causal_offset, first_offset, scale,
-            False, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            full_begin, full_end, keys, seqlen_q, head_dim, value_dim, causal_offset, first_offset, scale,
+            False, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
         if WINDOW:
             dk, dv = accumulate_dkdv(
                 dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
                 stride_qn, stride_qd, stride_gn, stride_gd,
-                full_end, end, keys, seqlen_q, head_dim, causal_offset, first_offset, scale,
-                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+                full_end, end, keys, seqlen_q, head_dim, value_dim, causal_offset, first_offset, scale,
+                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
 
     dk_base = head_base(dk_ptr, batch, head_kv, stride_xb, stride_xh, False)
     dk = dk * (scale * sign)
     store_tile(dk_base, dk, first_key, stride_xn, stride_xd, keys_left, head_dim, BLOCK_N, BLOCK_D, WIDE, BF16)
+    if VALUE_DIM:  # laid out like dk, as B,N,H,D
+        stride_xh = VALUE_DIM
+        stride_xn = heads_kv * VALUE_DIM
+        stride_xb = seqlen_k.to(tl.int64) * stride_xn
     dv_base = head_base(dv_ptr, batch, head_kv, stride_xb, stride_xh, False)
-    store_tile(dv_base, dv, first_key, stride_xn, stride_xd, keys_left, head_dim, BLOCK_N, BLOCK_D, WIDE, BF16)
+    store_tile(dv_base, dv, first_key, stride_xn, stride_xd, keys_left, value_dim, BLOCK_N, BLOCK_DV, WIDE, BF16)
 
 
 @triton.jit
@@ -320,6 +281,7 @@ def accumulate_dq(
     query_rows,
     seqlen_k,
     head_dim,
+    value_dim,
     causal_offset,
     first_offset,
     scale,
@@ -328,7 +290,9 @@ def accumulate_dq(
     WINDOW: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
     CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
     WIDE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
@@ -344,8 +308,8 @@ def accumulate_dq(
             BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
         v = load_tile(
-            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, head_dim,
-            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
+            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
+            BLOCK_N, BLOCK_DV, MASKED, CHECK_DV, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
         p = probabilities(scores, lse[:, None], scale)
@@ -408,7 +372,10 @@ def dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
     CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
     WIDE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
@@ -416,7 +383,7 @@ def dq_kernel(
     PRECISION: tl.constexpr,
     BF16: tl.constexpr,
 ):
-    """One program: dQ of BLOCK_M query rows of one head. Strides `g` are dO's, `x` dq's."""
+    """One program: dQ of BLOCK_M query rows of one head. Strides `g` are dO's, `x` dq's. VALUE_DIM as for dK and dV."""
     row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
     place, batch_and_head = block_and_head(row_blocks, section)
     batch = batch_and_head // heads_q
@@ -427,6 +394,9 @@ def dq_kernel(
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
+    value_dim = head_dim
+    if VALUE_DIM:
+        value_dim = VALUE_DIM
 
     q = load_tile(
         head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS), batch, head, first_row,
@@ -434,7 +404,7 @@ def dq_kernel(
     )  # fmt: skip
     dout = load_tile(
         head_base(dout_source, batch, head, stride_gb, stride_gh, DESCRIPTORS), batch, head, first_row,
-        stride_gn, stride_gd, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        stride_gn, stride_gd, rows_left, value_dim, BLOCK_M, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
     )  # fmt: skip
     if SIGNED:
         q = (q * sign).to(q.dtype)
@@ -452,49 +422,26 @@ def dq_kernel(
     if WINDOW:
         dq = accumulate_dq(
             dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, causal_offset, first_offset, scale,
-            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, scale,
+            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_begin, full_end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, scale,
-        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, scale,
+        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_end, end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, scale,
-        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_end, end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, scale,
+        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
     dq_base = head_base(dq_ptr, batch, head, stride_xb, stride_xh, False)
     dq = dq * (scale * sign)
     store_tile(dq_base, dq, first_row, stride_xn, stride_xd, rows_left, head_dim, BLOCK_M, BLOCK_D, WIDE, BF16)
-
-
-def _row_statistics(
-    dout: torch.Tensor, dlse: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor, tile_rows: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lse and delta of every row, (B, Hq, Nq padded to tiles of tile_rows)."""
-    batch, heads_q, seqlen_q, head_dim = out.shape
-    block_m = 32
-    padded_q = triton.cdiv(seqlen_q, max(block_m, tile_rows)) * max(block_m, tile_rows)
-    rows_lse, rows_delta = torch.empty((2, batch, heads_q, padded_q), dtype=lse.dtype, device=out.device)
-    programs = padded_q // block_m * batch * heads_q
-    if programs == 0:
-        return rows_lse, rows_delta
-    block_d = padded_head_dim(head_dim)
-    delta_kernel[(programs,)](
-        out, dout, lse if dlse is None else dlse.contiguous(), lse, rows_lse, rows_delta,
-        *out.stride(), *dout.stride(), heads_q, seqlen_q, padded_q, head_dim,
-        HAS_DLSE=dlse is not None,
-        BLOCK_M=block_m,
-        BLOCK_D=block_d,
-        CHECK_D=block_d != head_dim,
-        WIDE=needs_wide_offsets((out, block_m), (dout, block_m), block_d=block_d),
-        ACCUMULATOR=storage_of(lse.dtype),
-        BF16=EMULATE_BF16 and out.dtype == torch.bfloat16,
-    )  # fmt: skip
-    return rows_lse, rows_delta
 
 
 def attention_backward(
@@ -516,11 +463,11 @@ def attention_backward(
     """Launch the backward kernels.
 
     Args:
-        dout: cotangent of out, (B, Hq, Nq, D), any strides.
+        dout: cotangent of out, (B, Hq, Nq, Dv), any strides.
         dlse: cotangent of lse, (B, Hq, Nq), or None.
         q: (B, Hq, Nq, D), any strides.
         k: (B, Hkv, Nk, D), any strides.
-        v: shaped like k, any strides.
+        v: (B, Hkv, Nk, Dv), any strides.
         out: the forward's output, any strides.
         lse: the forward's lse, (B, Hq, Nq), contiguous.
         scale: softmax scale.
@@ -537,15 +484,19 @@ def attention_backward(
     batch, heads_q, seqlen_q, head_dim = q.shape
     heads_kv, seqlen_k = k.shape[1], k.shape[2]
     dq, dk, dv = (output_like(x, output_dtype) for x in (q, k, v))
-    rows_lse, rows_delta = _row_statistics(dout, dlse, out, lse, max(dkdv_tile.block_m, dq_tile.block_m))
-    block_d = padded_head_dim(head_dim)
+    rows_lse, rows_delta = row_statistics(dout, dlse, out, lse, max(dkdv_tile.block_m, dq_tile.block_m))
+    value_dim = v.shape[3]
+    block_d, block_dv = padded_head_dim(head_dim), padded_head_dim(value_dim)
     group_size = heads_q // heads_kv
     options = {
         "CAUSAL": causal_offset is not None,
         "WINDOW": first_offset is not None,
         "SIGNED": scale <= 0.0,
         "BLOCK_D": block_d,
+        "BLOCK_DV": block_dv,
         "CHECK_D": block_d != head_dim,
+        "CHECK_DV": block_dv != value_dim,
+        "VALUE_DIM": 0 if value_dim == head_dim else value_dim,
         "STORAGE": storage_of(q.dtype),
         "ACCUMULATOR": storage_of(lse.dtype),
         "PRECISION": dot_precision(precision),
@@ -557,26 +508,31 @@ def attention_backward(
     sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, scale_bits(scale))
     products = batch * heads_q * seqlen_q * seqlen_k * head_dim
 
+    def sources_of(tile: TileConfig) -> tuple[TileOf, ...]:
+        rows, keys = tile.block_m, tile.block_n
+        return (q, rows, block_d), (k, keys, block_d), (v, keys, block_dv), (dout, rows, block_dv)
+
     key_programs = triton.cdiv(seqlen_k, dkdv_tile.block_n) * batch * heads_kv
     if key_programs:
         tile = dkdv_tile
-        tiles = ((q, tile.block_m), (k, tile.block_n), (v, tile.block_n), (dout, tile.block_m))
-        sources, has_descriptors = tile_sources(*tiles, block_d=block_d, products=products)
+        tiles = sources_of(tile)
+        sources, has_descriptors = tile_sources(*tiles, products=products)
         section = max(1, heads_at_once(q, 1, batch * heads_q) // max(1, group_size))
         dkdv_kernel[(key_programs,)](
             *sources, rows_lse, rows_delta, dk, dv, *strides, *dk.stride(), heads_kv, group_size, section, *sizes,
-            WIDE=needs_wide_offsets(*tiles, (dk, tile.block_n), block_d=block_d), DESCRIPTORS=has_descriptors,
+            WIDE=needs_wide_offsets(*tiles, (dk, tile.block_n, block_d), (dv, tile.block_n, block_dv)),
+            DESCRIPTORS=has_descriptors,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
     query_programs = triton.cdiv(seqlen_q, dq_tile.block_m) * batch * heads_q
     if query_programs:
         tile = dq_tile
-        tiles = ((q, tile.block_m), (k, tile.block_n), (v, tile.block_n), (dout, tile.block_m))
-        sources, has_descriptors = tile_sources(*tiles, block_d=block_d, products=products)
+        tiles = sources_of(tile)
+        sources, has_descriptors = tile_sources(*tiles, products=products)
         dq_kernel[(query_programs,)](
             *sources, rows_lse, rows_delta, dq, *strides, *dq.stride(),
             heads_q, group_size, heads_at_once(k, group_size, batch * heads_q), *sizes,
-            WIDE=needs_wide_offsets(*tiles, (dq, tile.block_m), block_d=block_d), DESCRIPTORS=has_descriptors,
+            WIDE=needs_wide_offsets(*tiles, (dq, tile.block_m, block_d)), DESCRIPTORS=has_descriptors,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
     return dq, dk, dv

@@ -57,6 +57,7 @@ def attend(
     query_rows,
     seqlen_k,
     head_dim,
+    value_dim,
     causal_offset,
     first_offset,
     exponent_scale,
@@ -65,7 +66,9 @@ def attend(
     WINDOW: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
     CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
     WIDE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
@@ -97,8 +100,8 @@ def attend(
         running_sum = running_sum * rescale + tl.sum(p, 1)
         accumulator = accumulator * rescale[:, None]
         v = load_tile(
-            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, head_dim,
-            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
+            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
+            BLOCK_N, BLOCK_DV, MASKED, CHECK_DV, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
         accumulator = tl.dot(as_operand(p, STORAGE, BF16), v, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         running_max = new_max
@@ -143,7 +146,10 @@ def forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
     CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
     WIDE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STORAGE: tl.constexpr,
@@ -151,7 +157,10 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     BF16: tl.constexpr,
 ):
-    """One program: BLOCK_M query rows of one head. Causal: the row blocks with most keys come first."""
+    """One program: BLOCK_M query rows of one head. Causal: the row blocks with most keys come first.
+
+    VALUE_DIM: columns of v and out, or 0 if they are those of q and k.
+    """
     row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
     place, batch_and_head = block_and_head(row_blocks, section)
     batch = batch_and_head // heads_q
@@ -162,6 +171,9 @@ def forward_kernel(
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, exponent_scale = unpack_scale(scale_bits, ACCUMULATOR)
+    value_dim = head_dim
+    if VALUE_DIM:
+        value_dim = VALUE_DIM
 
     q_base = head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS)
     q = load_tile(
@@ -177,27 +189,31 @@ def forward_kernel(
         first_row, seqlen_k, causal_offset, first_offset, CAUSAL, WINDOW, BLOCK_M, BLOCK_N
     )
 
-    accumulator = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
+    accumulator = tl.zeros((BLOCK_M, BLOCK_DV), ACCUMULATOR)
     running_max = tl.full((BLOCK_M,), float("-inf"), ACCUMULATOR)
     running_sum = tl.zeros((BLOCK_M,), ACCUMULATOR)
     if WINDOW:
         accumulator, running_max, running_sum = attend(
             accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
             stride_kn, stride_kd, stride_vn, stride_vd,
-            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, causal_offset, first_offset, exponent_scale,
-            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
+            causal_offset, first_offset, exponent_scale,
+            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
-        full_begin, full_end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, exponent_scale,
-        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, exponent_scale,
+        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
-        full_end, end, query_rows, seqlen_k, head_dim, causal_offset, first_offset, exponent_scale,
-        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, CHECK_D, WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        full_end, end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, exponent_scale,
+        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
     saw_no_key = running_sum == 0.0
@@ -206,7 +222,7 @@ def forward_kernel(
     lse = tl.where(saw_no_key, float("-inf"), running_max * scale + tl.log2(divisor) * LN2)
 
     out_base = head_base(out_ptr, batch, head, stride_ob, stride_oh, False)
-    store_tile(out_base, out, first_row, stride_on, stride_od, rows_left, head_dim, BLOCK_M, BLOCK_D, WIDE, BF16)
+    store_tile(out_base, out, first_row, stride_on, stride_od, rows_left, value_dim, BLOCK_M, BLOCK_DV, WIDE, BF16)
     lse_row = lse_ptr + batch_and_head.to(tl.int64) * seqlen_q
     tl.store(lse_row + query_rows, lse, mask=query_rows < seqlen_q)
 
@@ -227,7 +243,7 @@ def attention_forward(
     Args:
         q: (B, Hq, Nq, D), any strides.
         k: (B, Hkv, Nk, D), any strides; Hq is a multiple of Hkv.
-        v: shaped like k, any strides.
+        v: (B, Hkv, Nk, Dv), any strides.
         scale: softmax scale.
         causal_offset: query i sees no key after i + causal_offset; None: no such limit.
         first_offset: query i sees no key before i + first_offset; None: no such limit.
@@ -236,19 +252,20 @@ def attention_forward(
         output_dtype: dtype that out is rounded to; None: that of q.
 
     Returns:
-        out (B, Hq, Nq, D), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
+        out (B, Hq, Nq, Dv), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
     """
     batch, heads_q, seqlen_q, head_dim = q.shape
-    out = output_like(q, output_dtype)
+    value_dim = v.shape[3]
+    out = output_like(q, output_dtype, value_dim)
     lse = torch.empty((batch, heads_q, seqlen_q), dtype=accumulator_of(q.dtype), device=q.device)
     programs = triton.cdiv(seqlen_q, tile.block_m) * batch * heads_q
     if programs == 0:
         return out, lse
     heads_kv, seqlen_k = k.shape[1], k.shape[2]
-    block_d = padded_head_dim(head_dim)
-    tiles = ((q, tile.block_m), (k, tile.block_n), (v, tile.block_n))
+    block_d, block_dv = padded_head_dim(head_dim), padded_head_dim(value_dim)
+    tiles = ((q, tile.block_m, block_d), (k, tile.block_n, block_d), (v, tile.block_n, block_dv))
     products = batch * heads_q * seqlen_q * seqlen_k * head_dim
-    sources, has_descriptors = tile_sources(*tiles, block_d=block_d, products=products)
+    sources, has_descriptors = tile_sources(*tiles, products=products)
     forward_kernel[(programs,)](
         *sources, out, lse,
         *q.stride(), *k.stride(), *v.stride(), *out.stride(),
@@ -262,8 +279,11 @@ def attention_forward(
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=block_d,
+        BLOCK_DV=block_dv,
         CHECK_D=block_d != head_dim,
-        WIDE=needs_wide_offsets(*tiles, (out, tile.block_m), block_d=block_d),
+        CHECK_DV=block_dv != value_dim,
+        VALUE_DIM=0 if value_dim == head_dim else value_dim,
+        WIDE=needs_wide_offsets(*tiles, (out, tile.block_m, block_dv)),
         DESCRIPTORS=has_descriptors,
         STORAGE=storage_of(q.dtype),
         ACCUMULATOR=storage_of(lse.dtype),

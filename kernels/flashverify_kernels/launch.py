@@ -53,10 +53,17 @@ def dot_precision(precision: str) -> str:
     return "ieee" if INTERPRETED else precision
 
 
-def output_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """An uninitialised tensor shaped like x (B, H, N, D) whose memory is laid out as B,N,H,D, whatever x's strides."""
+def output_like(x: torch.Tensor, dtype: torch.dtype | None = None, columns: int | None = None) -> torch.Tensor:
+    """An uninitialised tensor shaped like x (B, H, N, D) whose memory is laid out as B,N,H,D, whatever x's strides.
+
+    Args:
+        x: the model.
+        dtype: dtype of the new tensor; None: that of x.
+        columns: its D; None: that of x.
+    """
     batch, heads, seqlen, head_dim = x.shape
-    return torch.empty((batch, seqlen, heads, head_dim), dtype=dtype or x.dtype, device=x.device).transpose(1, 2)
+    shape = (batch, seqlen, heads, head_dim if columns is None else columns)
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device).transpose(1, 2)
 
 
 CACHE_BYTES = 2**25
@@ -75,9 +82,13 @@ def heads_at_once(walked: torch.Tensor, sharing: int, heads: int) -> int:
     return max(1, min(CACHE_BYTES // max(1, bytes_of_one) * sharing, heads))
 
 
-def needs_wide_offsets(*tiles: tuple[torch.Tensor, int], block_d: int) -> bool:
-    """Whether an offset inside a tile of that many rows of a tensor may take more than 32 bits."""
-    largest = max((rows - 1) * x.stride(2) + (block_d - 1) * x.stride(3) for x, rows in tiles)
+TileOf = tuple[torch.Tensor, int, int]
+"""A tensor (B, H, N, D), with the rows and the columns of its tiles."""
+
+
+def needs_wide_offsets(*tiles: TileOf) -> bool:
+    """Whether an offset inside a tile may take more than 32 bits."""
+    largest = max((rows - 1) * x.stride(2) + (columns - 1) * x.stride(3) for x, rows, columns in tiles)
     return largest > torch.iinfo(torch.int32).max
 
 
@@ -114,29 +125,26 @@ def has_tensor_copies(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def tile_sources(
-    *tiles: tuple[torch.Tensor, int], block_d: int, products: int
-) -> tuple[list[torch.Tensor | TensorDescriptor], bool]:
+def tile_sources(*tiles: TileOf, products: int) -> tuple[list[torch.Tensor | TensorDescriptor], bool]:
     """What a kernel loads its tiles from: the tensors, or descriptors of all of them where that can be done and pays.
 
     float64 has no fast matrix units to feed, and is loaded by pointers.
 
     Args:
-        tiles: tensors (B, H, N, D), each with the rows of its tiles.
-        block_d: columns of the tiles.
+        tiles: tensors (B, H, N, D), each with the rows and the columns of its tiles.
         products: multiply-adds of QKᵀ.
 
     Returns:
         the sources in that order, and whether they are descriptors.
     """
-    tensors = [x for x, _ in tiles]
+    tensors = [x for x, _, _ in tiles]
     x = tensors[0]
     pays = products >= DESCRIPTOR_PRODUCTS and x.dtype != torch.float64 and has_tensor_copies(x.device)
     if not (pays and all(fits_descriptor(x) for x in tensors)):
         return list(tensors), False
-    return [_descriptor(x, rows, block_d) for x, rows in tiles], True
+    return [_descriptor(*tile) for tile in tiles], True
 
 
-def _descriptor(x: torch.Tensor, rows: int, block_d: int) -> TensorDescriptor:
+def _descriptor(x: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
     strides = [DESCRIPTOR_ALIGNMENT if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, block_d])
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, columns])

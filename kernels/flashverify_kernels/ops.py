@@ -13,10 +13,10 @@ from flashverify_kernels.tiles import Tiles, is_masked, tiles_for
 NAMESPACE = __name__.partition(".")[0]
 
 
-def _tiles(q: torch.Tensor, causal: bool, precision: str, forced: list[int] | None) -> Tiles:
+def _tiles(q: torch.Tensor, v: torch.Tensor, causal: bool, precision: str, forced: list[int] | None) -> Tiles:
     if forced is not None:
         return Tiles.unflatten(forced)
-    return tiles_for(q.device, q.dtype, q.shape[3], causal, precision)
+    return tiles_for(q.device, q.dtype, max(q.shape[3], v.shape[3]), causal, precision)
 
 
 def _on_device_of(x: torch.Tensor) -> torch.cuda.device:
@@ -35,7 +35,7 @@ def attention(
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
-    tile = _tiles(q, is_masked(causal_offset, first_offset), precision, tiles).forward
+    tile = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles).forward
     with _on_device_of(q):
         return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile)
 
@@ -51,7 +51,7 @@ def _(
     precision: str,
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return output_like(q), torch.empty(q.shape[:3], dtype=accumulator_of(q.dtype), device=q.device)
+    return output_like(q, columns=v.shape[3]), torch.empty(q.shape[:3], dtype=accumulator_of(q.dtype), device=q.device)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::attention_backward", mutates_args=())
@@ -70,7 +70,7 @@ def backward(
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention's dq, dk, dv (B,H,N,D); see `backward.attention_backward`."""
-    chosen = _tiles(q, is_masked(causal_offset, first_offset), precision, tiles)
+    chosen = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles)
     with _on_device_of(q):
         return attention_backward(
             dout, dlse, q, k, v, out, lse, scale, causal_offset, first_offset, precision, chosen.dkdv, chosen.dq

@@ -63,22 +63,18 @@ def check_tensors(named: dict[str, torch.Tensor]) -> None:
 
 
 def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, names: tuple[str, str, str]) -> None:
-    """Shapes of q (B, Hq, Nq, D), k and v (B, Hkv, Nk, D).
+    """Shapes of q (B, Hq, Nq, D), k (B, Hkv, Nk, D) and v (B, Hkv, Nk, Dv).
 
     Raises:
         ValueError: if they don't fit together; messages use `names` for q, k and v.
-        NotImplementedError: if the head size of v differs from that of k.
     """
     q_name, k_name, v_name = names
     head_dim = q.shape[3]
-    if not 1 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"{q_name}: got head size {head_dim}, accepted are head sizes from 1 to {MAX_HEAD_DIM}")
+    for name, size in ((q_name, head_dim), (v_name, v.shape[3])):
+        if not 1 <= size <= MAX_HEAD_DIM:
+            raise ValueError(f"{name}: got head size {size}, accepted are head sizes from 1 to {MAX_HEAD_DIM}")
     if k.shape[3] != head_dim:
         raise ValueError(f"{k_name}: got head size {k.shape[3]}, accepted is {q_name}'s, {head_dim}")
-    if v.shape[3] != head_dim:
-        raise NotImplementedError(
-            f"{v_name}: got head size {v.shape[3]}; one other than {k_name}'s, {head_dim}, is not there yet"
-        )
     for name, x in ((k_name, k), (v_name, v)):
         if x.shape[0] != q.shape[0]:
             raise ValueError(f"{name}: got batch size {x.shape[0]}, accepted is {q_name}'s, {q.shape[0]}")

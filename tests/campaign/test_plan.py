@@ -17,6 +17,7 @@ cases = st.lists(
         seqlen_k=st.integers(0, 5),
         head_dim=st.sampled_from([1, 64]),
         mask=st.sampled_from(MASKS),
+        window_left=st.sampled_from([None, 1]),
         layout=st.sampled_from(["contiguous", "bnhd"]),
         seed=st.integers(0, 3),
     ),
@@ -28,8 +29,13 @@ def work(case):
     return case.batch * case.heads_q * case.seqlen_q * case.seqlen_k * case.head_dim
 
 
+def source(case):
+    """What is compiled, but for the dtype."""
+    return case.head_dim, case.head_dim_v, case.masked, case.window_left is None, case.layout
+
+
 def instance(case):
-    return case.dtype, case.head_dim, case.mask != "full", case.layout
+    return case.dtype, *source(case)
 
 
 @settings(deadline=None, derandomize=True)
@@ -54,8 +60,7 @@ def test_the_first_cases_are_one_of_each_kernel_instance_and_the_largest_of_it(d
 def test_workers_that_start_together_share_no_float64_kernel():
     """Neighbours that differ in their dtype alone would each compile the same float64 instantiation."""
     planned = spread(matrix("standard"))
-    kernels = [(case.head_dim, case.mask != "full", case.layout) for case in planned]
-    first_round = kernels[: len({instance(case) for case in planned})]
+    first_round = [source(case) for case in planned[: len({instance(case) for case in planned})]]
     for start in range(len(first_round) - MOST_WORKERS):
         together = first_round[start : start + MOST_WORKERS]
         assert len(set(together)) >= MOST_WORKERS - 1  # two dtypes meet where one ends and the next begins

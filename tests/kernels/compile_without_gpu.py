@@ -4,8 +4,9 @@
 
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
-not contiguous: a name of LAYOUTS or MIXED; "descriptors" stands for contiguous tensors that are loaded by tensor descriptors,
-a name of SPLIT for them with float32 products of that precision, and "window" for a sliding window on contiguous tensors.
+not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous tensors that are loaded by tensor
+descriptors, a name of SPLIT for them with float32 products of that precision, "window" for them with a sliding window. A head
+size "192x128" is that of q and k, and that of v.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def machine_code(compiled: triton.compiler.CompiledKernel) -> str:
 
 
 def compile_entry(
-    capability: int, dtype: str, head_dim: int, causal: bool, layout: str = "contiguous"
+    capability: int, dtype: str, head_dim: int, causal: bool, layout: str = "contiguous", value_dim: int | None = None
 ) -> tuple[dict[str, int], dict[str, int]]:
     """For one entry of the tile table: kernel name -> bytes of shared memory, and -> stray descriptors."""
     needs: dict[str, int] = {}
@@ -96,10 +97,12 @@ def compile_entry(
         precision = layout if layout in SPLIT else "ieee"
         name = f"sm{capability}"
         table = SPLIT_TABLES[name] if precision in SPLIT else TABLES[name][torch_dtype]
-        tiles = table[padded_head_dim(head_dim), causal]
-        shape = (1, 2, 64, head_dim)
+        value_dim = value_dim or head_dim
+        tiles = table[padded_head_dim(max(head_dim, value_dim)), causal]
+        shapes = [(1, 2, 64, columns) for columns in (head_dim, head_dim, value_dim, value_dim)]
         layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, "window") else layout,) * 4)
-        q, k, v, dout = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name in layouts)
+        tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))
+        q, k, v, dout = tensors
         visible = (0 if causal else None, -20 if layout == "window" else None)
         out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward)
         attention_backward(dout, lse, q, k, v, out, lse, 0.5, *visible, precision, tiles.dkdv, tiles.dq)
@@ -112,7 +115,9 @@ def main(capability: str, *entries: str) -> None:
     driver.set_active(StandIn(int(capability)))
     for entry in entries:
         dtype, head_dim, causal, *layout = entry.split(":")
-        needs, stray = compile_entry(int(capability), dtype, int(head_dim), causal == "1", *layout)
+        head_dim, _, value_dim = head_dim.partition("x")
+        columns = int(value_dim) if value_dim else None
+        needs, stray = compile_entry(int(capability), dtype, int(head_dim), causal == "1", *layout, value_dim=columns)
         print(json.dumps({"entry": entry, "shared": needs, "stray": stray}), flush=True)
 
 

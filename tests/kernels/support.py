@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from flashverify_kernels import Tiles, backward, forward
+from flashverify_kernels import Tiles, backward, delta, forward
 from flashverify_kernels.ops import attention
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -19,14 +19,15 @@ def draw(
     dtype: torch.dtype,
     device: torch.device,
     seed: int = 0,
+    value_dim: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normal q, k, v and dO of sizes (B, Hq, Hkv, Nq, Nk, D), the same on every device."""
+    """Normal q, k, v and dO of sizes (B, Hq, Hkv, Nq, Nk, D), the same on every device; v and dO with value_dim columns."""
     batch, heads_q, heads_kv, seqlen_q, seqlen_k, head_dim = shape
     generator = torch.Generator().manual_seed(seed)
-    sizes = [(heads_q, seqlen_q), (heads_kv, seqlen_k), (heads_kv, seqlen_k), (heads_q, seqlen_q)]
-    q, k, v, dout = (
-        torch.randn(batch, *size, head_dim, generator=generator, dtype=torch.float64).to(device, dtype) for size in sizes
-    )
+    columns = head_dim if value_dim is None else value_dim
+    keys, queries = (heads_kv, seqlen_k), (heads_q, seqlen_q)
+    sizes = [(*queries, head_dim), (*keys, head_dim), (*keys, columns), (*queries, columns)]
+    q, k, v, dout = (torch.randn(batch, *size, generator=generator, dtype=torch.float64).to(device, dtype) for size in sizes)
     return q, k, v, dout
 
 
@@ -96,7 +97,7 @@ class _Recorder:
 @contextmanager
 def recorded_launches() -> Iterator[list[Launch]]:
     """The launches made inside the block, which happen as they would without it."""
-    places = [(forward, "forward_kernel"), *((backward, f"{name}_kernel") for name in ("delta", "dkdv", "dq"))]
+    places = [(forward, "forward_kernel"), (delta, "delta_kernel"), (backward, "dkdv_kernel"), (backward, "dq_kernel")]
     kernels = [getattr(module, name) for module, name in places]
     launches: list[Launch] = []
     for (module, name), kernel in zip(places, kernels, strict=True):

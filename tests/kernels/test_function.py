@@ -39,6 +39,40 @@ PROBLEMS = {
 }
 
 
+VALUE_DIMS = {
+    "wider": ((2, 4, 2, 40, 70, 16), 64, 30, None),
+    "narrower": ((2, 4, 2, 70, 40, 40), 24, -30, None),
+    "one-column": ((1, 3, 1, 35, 33, 17), 1, None, None),
+    "latent-attention": ((1, 2, 1, 20, 40, 192), 128, 20, None),
+    "largest": ((1, 1, 1, 17, 18, 3), 256, None, None),
+    "in-a-window": ((2, 2, 1, 70, 70, 8), 20, 5, -9),
+}
+"""(B, Hq, Hkv, Nq, Nk, D), columns of v, and the last and first offset of what is seen."""
+
+
+@pytest.mark.parametrize("name", VALUE_DIMS)
+def test_values_may_have_other_columns_than_keys(name: str, device: torch.device) -> None:
+    shape, value_dim, last, first = VALUE_DIMS[name]
+    inputs = draw(shape, torch.float64, device, value_dim=value_dim)
+    dlse = _dlse(inputs[3])
+    visible = {"causal_offset": last, "first_offset": first}
+    expected = attention(*inputs, dlse, **visible)
+    results = run(*inputs, dlse, **visible)
+    assert {name: expected.worst(name, results[name]) <= 1.0 for name in RESULTS} == dict.fromkeys(RESULTS, True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_public_functions_take_values_of_other_columns(causal: bool, device: torch.device) -> None:
+    q, k, v, _ = draw((2, 4, 2, 9, 9, 6), torch.float64, device, value_dim=11)
+    out = scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    assert out.shape == (2, 4, 9, 11)
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    expected = attention(q, k, v, torch.zeros_like(out), causal_offset=0 if causal else None)
+    assert max(expected.worst("out", out), expected.worst("out", theirs)) <= 1.0
+    flash = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=causal)
+    assert torch.equal(flash.transpose(1, 2), out)
+
+
 WINDOWS = {
     "left": ((1, 2, 1, 100, 100, 8), None, -20),
     "left-of-nothing": ((1, 1, 1, 40, 40, 4), None, 0),

@@ -66,6 +66,14 @@ def test_four_layouts_at_once(dtype: torch.dtype, device: torch.device) -> None:
     assert not differing(run(*laid_out), run(*inputs))
 
 
+@pytest.mark.parametrize("value_dim", [8, 40])
+def test_four_layouts_at_once_with_other_columns_in_v(value_dim: int, device: torch.device) -> None:
+    inputs = draw((2, 2, 1, 18, 35, 20), torch.float32, device, value_dim=value_dim)
+    layouts = ("N-innermost", "every-other", "B,N,H,D-sliced", "D-outside")
+    laid_out = [LAYOUTS[layout](x) for layout, x in zip(layouts, inputs, strict=True)]
+    assert not differing(run(*laid_out), run(*inputs))
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
 @pytest.mark.parametrize("tensor", TENSORS)
 def test_expanded(tensor: str, axis: int, device: torch.device) -> None:

@@ -87,10 +87,10 @@ def _view(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> to
 def test_which_tensors_fit_a_descriptor(fits: bool, x: torch.Tensor) -> None:
     assert fits_descriptor(x) == fits
     if fits:
-        sources, has_descriptors = tile_sources((x, 16), block_d=32, products=launch.DESCRIPTOR_PRODUCTS)
+        sources, has_descriptors = tile_sources((x, 16, 32), products=launch.DESCRIPTOR_PRODUCTS)
         assert has_descriptors
         assert isinstance(sources[0], TensorDescriptor)
-        assert tile_sources((x, 16), block_d=32, products=launch.DESCRIPTOR_PRODUCTS - 1) == ([x], False)
+        assert tile_sources((x, 16, 32), products=launch.DESCRIPTOR_PRODUCTS - 1) == ([x], False)
 
 
 @pytest.mark.parametrize(("capability", "has"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), True)])
@@ -105,16 +105,16 @@ def test_wide_offsets_where_32_bits_do_not_hold_them() -> None:
     stride = largest // 31
     rest = largest - 31 * stride
     narrow, wide = (torch.empty(1, device="meta").as_strided((1, 1, 2, 1), (0, 0, s, rest)) for s in (stride, stride + 1))
-    assert not needs_wide_offsets((narrow, 32), block_d=2)
-    assert needs_wide_offsets((wide, 32), block_d=2)
-    assert needs_wide_offsets((narrow, 32), (wide, 32), block_d=2)
+    assert not needs_wide_offsets((narrow, 32, 2))
+    assert needs_wide_offsets((wide, 32, 2))
+    assert needs_wide_offsets((narrow, 32, 2), (wide, 32, 2))
 
 
 def test_wide_offsets_give_the_same_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(SHAPE, torch.float32, device)
     expected = run(*inputs)
     for module in (forward, backward):
-        monkeypatch.setattr(module, "needs_wide_offsets", lambda *tiles, block_d: True)
+        monkeypatch.setattr(module, "needs_wide_offsets", lambda *tiles: True)
     assert not differing(run(*inputs), expected)
 
 
