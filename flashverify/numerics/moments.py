@@ -124,6 +124,18 @@ class Moments:
         spacing = target.ulp(factor * value) / factor
         return torch.minimum(UNIFORM * spacing.square(), value.square())
 
+    def weight_cast(self, target: Format | None, weight: torch.Tensor) -> torch.Tensor:
+        """`cast` of a probability: one that lies next to 1 becomes 1, and is off by what it lacked and no more.
+
+        1 is within half a spacing of it: from below half of 2^-p, from above 2^-p.
+        """
+        variance = self.cast(target, weight)
+        if target is None:
+            return variance
+        lacking = 1.0 - weight
+        becomes_one = (lacking <= 0.5 * target.unit_roundoff) & (lacking >= -target.unit_roundoff)
+        return torch.where(becomes_one, torch.minimum(variance, lacking.square()), variance)
+
     def vanishing(self, target: Format | None, value: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
         """Which values >= 0 become 0 when factor·value is rounded to `target`: an error of known sign."""
         if target is None or target.precision >= self.contract.accumulator.precision:

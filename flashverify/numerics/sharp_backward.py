@@ -173,7 +173,7 @@ class _Gradient:
         dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), length)
         ds = p * difference
         ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
-        cast = moments.cast(contract.probability, p).masked_fill(p == 1.0, 0.0)
+        cast = moments.weight_cast(contract.probability, p)
         if contract.score_gradient_of_rounded:
             ds_variance = ds_variance + cast * difference.square()
         factor = abs(tile.scale) if contract.score_gradient_scaled and tile.scale else 1.0

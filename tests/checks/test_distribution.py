@@ -149,3 +149,11 @@ def test_what_is_estimated_from_above_may_be_smaller(device):
     dq = next(view for view in views(examination) if (view.tensor, view.mode) == ("dq", "modular"))
     everything = dataclasses.replace(dq, spread=dataclasses.replace(dq.spread, casts=dq.spread.deviation))
     assert statistics(everything, examination.walked).defects  # what the check said before
+
+
+def test_a_weight_next_to_1_becomes_1_and_is_off_by_no_more(device):
+    """Windows that show each query one key: P is 1 but for lse's own rounding, and no rounding to bfloat16 has to be there."""
+    case = AttentionCase.from_id("bf16_b1_h2x1_n64x100_d128_causal_normal_contiguous_left0_s1")
+    result = distribution(Examination(TritonKernel(device), case))
+    assert result.verdict is Verdict.PASS, result.reason
+    assert {score.tensor for score in result.distributions} >= {"dv"}
