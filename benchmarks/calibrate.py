@@ -6,6 +6,10 @@ Every number is one that the checks judge (`checks/sharp.py`, `checks/distributi
 case), calibration.md (the tables of docs/numerics.md, section 15) and predicted-rms.svg (its figure). On a GPU kernels are
 compiled; elsewhere they run in Triton's interpreter. `--kernel simulated` is the arithmetic of tests/numerics/simulator.py,
 truncating tensor core included.
+
+    PYTHONPATH=.:kernels python3 benchmarks/calibrate.py --certificate FILE ... --output DIR
+
+reads the scores of certificates instead of running anything; they hold no predicted sizes, so there is no second table.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from flashverify.checks.sharp import compared
 from flashverify.checks.views import View, views
 from flashverify.lanes import enter_lane
 from flashverify.numerics.sharp import inapplicable_to
+from flashverify.records.certificate import Certificate
+from flashverify.records.measurement import CaseRecord
 
 Row = dict[str, object]
 
@@ -40,6 +46,12 @@ TENSORS = ("out", "lse", "dq", "dk", "dv")
 
 def main(arguments: list[str]) -> None:
     asked = _parser().parse_args(arguments)
+    asked.output.mkdir(parents=True, exist_ok=True)
+    if asked.certificate:
+        text = certified(asked.certificate, asked.lengths, asked.regimes)
+        (asked.output / "calibration.md").write_text(text)
+        print(text)
+        return
     lane = enter_lane(asked.lane)
     device = torch.device(lane.device)
     kernel = _kernel(asked.kernel, device)
@@ -59,7 +71,6 @@ def main(arguments: list[str]) -> None:
         "arithmetic": "published" if arithmetic is None else "measured",
         "seconds": round(time.perf_counter() - started, 1),
     }
-    asked.output.mkdir(parents=True, exist_ok=True)
     (asked.output / "calibration.json").write_text(json.dumps({"where": where, "rows": rows}, indent=0) + "\n")
     text = markdown(where, rows)
     (asked.output / "calibration.md").write_text(text)
@@ -73,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lane", default="auto", help="auto, gpu or interpreter")
     parser.add_argument("--published", action="store_true", help="take published constants of the device, not measured ones")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--certificate", type=Path, nargs="+", help="certificates to read, instead of running a kernel")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--queries", type=int, help="number of query rows, if not that of keys")
@@ -138,6 +150,35 @@ def _row(examination: Examination, view: View) -> Row:
     )
 
 
+def certified(paths: list[Path], lengths: list[int], regimes: list[str]) -> str:
+    """The first table, of the scores in certificates: square cases of these lengths and regimes."""
+    rows: list[Row] = []
+    for certificate in map(Certificate.read, paths):
+        for record in certificate.records:
+            case = AttentionCase.from_id(record.case)
+            if case.seqlen_q == case.seqlen_k and case.seqlen_k in lengths and case.regime in regimes:
+                rows += _of_record(case, record)
+    environment = certificate.environment
+    heading = (
+        f"{certificate.plan.kernel} on {environment.gpu}, torch {environment.torch}, from certificates: {len(rows)} tensors "
+        f"with scores of {len({row['case'] for row in rows})} cases, {sum(bool(row['defects']) for row in rows)} outside of "
+        "their range."
+    )
+    return "\n".join([heading, "", *_scores(rows)]) + "\n"
+
+
+def _of_record(case: AttentionCase, record: CaseRecord) -> Iterator[Row]:
+    sharp = {(x.tensor, x.mode): x.headroom for result in record.results for x in result.sharp}
+    for found in (x for result in record.results for x in result.distributions):
+        yield {
+            "case": case.id,
+            **{name: getattr(case, name) for name in ("dtype", "regime", "mask")},
+            **dataclasses.asdict(found),
+            "sharp": sharp[found.tensor, found.mode],
+            "defects": list(found.defects),
+        }
+
+
 def markdown(where: dict[str, object], rows: list[Row]) -> str:
     """Tables for docs/numerics.md."""
     judged = [row for row in rows if "rms" in row]
@@ -146,6 +187,27 @@ def markdown(where: dict[str, object], rows: list[Row]) -> str:
         f"{len(judged)} tensors with scores of {len({row['case'] for row in rows})} cases, "
         f"{sum(bool(row['defects']) for row in judged)} outside of their range, in {where['seconds']} s.",
         "",
+        *_scores(judged),
+        "",
+        "Measured / predicted rms error, over all seeds, masks and regimes:",
+        "",
+    ]
+    lines += ["| N | D | " + " | ".join(f"{dtype} {tensor}" for dtype in DTYPES for tensor in TENSORS) + " |"]
+    lines.append("|---|---|" + "---|" * (len(DTYPES) * len(TENSORS)))
+    for (length, head_dim), group in _grouped(_rounded(rows), "seqlen_k", "head_dim"):
+        quotients = {key: _quotient(part) for key, part in _grouped(group, "dtype", "tensor")}
+        cells = [quotients.get((dtype, tensor), "–") for dtype in DTYPES for tensor in TENSORS]
+        lines.append(f"| {length} | {head_dim} | " + " | ".join(cells) + " |")
+    left_out = [row for row in rows if "unsupported" in row]
+    lines += ["", "Without scores (one reason of several):", ""]
+    for (tensor,), group in _grouped([{"tensor": "all of a case"} | row for row in left_out], "tensor"):
+        lines.append(f"- {tensor}, {len(group)} times: {group[0]['unsupported']}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _scores(judged: list[Row]) -> list[str]:
+    """A table of scores by dtype, regime, mask and tensor."""
+    lines = [
         "| dtype | regime, mask | tensor | tensors | rms(z): mean | least | most | sd | largest \\|t\\| | \\|t_sign\\| "
         "| share of limits | largest T2 |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -160,18 +222,7 @@ def markdown(where: dict[str, object], rows: list[Row]) -> str:
             f"| {max(abs(row['t']) for row in group):.1f} | {max(abs(row['t_sign']) for row in group):.1f} "
             f"| {used:.2f} | {max(row['sharp'] for row in group):.2f} |"
         )
-    lines += ["", "Measured / predicted rms error, over all seeds, masks and regimes:", ""]
-    lines += ["| N | D | " + " | ".join(f"{dtype} {tensor}" for dtype in DTYPES for tensor in TENSORS) + " |"]
-    lines.append("|---|---|" + "---|" * (len(DTYPES) * len(TENSORS)))
-    for (length, head_dim), group in _grouped(_rounded(rows), "seqlen_k", "head_dim"):
-        quotients = {key: _quotient(part) for key, part in _grouped(group, "dtype", "tensor")}
-        cells = [quotients.get((dtype, tensor), "–") for dtype in DTYPES for tensor in TENSORS]
-        lines.append(f"| {length} | {head_dim} | " + " | ".join(cells) + " |")
-    left_out = [row for row in rows if "unsupported" in row]
-    lines += ["", "Without scores (one reason of several):", ""]
-    for (tensor,), group in _grouped([{"tensor": "all of a case"} | row for row in left_out], "tensor"):
-        lines.append(f"- {tensor}, {len(group)} times: {group[0]['unsupported']}")
-    return "\n".join(lines).rstrip() + "\n"
+    return lines
 
 
 def _rounded(rows: list[Row]) -> list[Row]:
