@@ -167,11 +167,12 @@ def check_window(name: str, value: object) -> tuple[int | None, int | None]:
         ValueError: if a side is below -1.
     """
     is_pair = isinstance(value, tuple | list) and len(value) == 2
-    if not is_pair or any(isinstance(side, bool) or not isinstance(side, int | torch.SymInt) for side in value):
+    if not is_pair or any(isinstance(side, bool) or not isinstance(side, numbers.Integral | torch.SymInt) for side in value):
         raise TypeError(f"{name}: got {_shown(value)}, accepted are pairs of integers")
-    if any(side < -1 for side in value):
-        raise ValueError(f"{name}: got {tuple(value)}, accepted are sides of -1 (unlimited), 0 or more")
-    left, right = (None if side == -1 else side for side in value)
+    sides = tuple(side if isinstance(side, torch.SymInt) else int(side) for side in value)  # of Python, or of NumPy
+    if any(side < -1 for side in sides):
+        raise ValueError(f"{name}: got {sides}, accepted are sides of -1 (unlimited), 0 or more")
+    left, right = (None if side == -1 else side for side in sides)
     return left, right
 
 

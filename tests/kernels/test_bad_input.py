@@ -65,6 +65,14 @@ def test_every_real_number_is_a_scale(scale: float, device: torch.device) -> Non
     assert torch.equal(flash_attn_func(q, k, v, softmax_scale=scale), expected)
 
 
+@pytest.mark.parametrize("window", [(2, 1), [2, 1], (np.int64(2), np.int32(1)), torch.Size([2, 1])])
+def test_every_pair_of_integers_is_a_window(window: object, device: torch.device) -> None:
+    q, k, v = torch.randn(3, 1, 7, 1, 4, device=device, generator=torch.Generator(device).manual_seed(1))
+    expected = flash_attn_func(q, k, v, window_size=(2, 1))
+    assert torch.equal(flash_attn_func(q, k, v, window_size=window), expected)
+    assert not torch.equal(flash_attn_func(q, k, v), expected)
+
+
 @pytest.mark.parametrize("window", [(-1, -1), [-1, -1]])
 def test_neutral_values_of_features_that_are_not_there_yet_are_accepted(window: object, device: torch.device) -> None:
     x = torch.ones(1, 2, 1, 4, device=device)

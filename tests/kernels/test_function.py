@@ -260,3 +260,13 @@ def test_gradcheck(function: object, causal: bool, device: torch.device) -> None
         return (out, torch.where(lse == -math.inf, 0.0, lse))
 
     assert torch.autograd.gradcheck(call, inputs)
+
+
+def test_gradcheck_in_a_window_with_other_columns_in_v(device: torch.device) -> None:
+    inputs = [x.requires_grad_() for x in draw((1, 1, 1, 3, 3, 1), torch.float64, device, value_dim=2)[:3]]
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        heads_last = (x.transpose(1, 2) for x in (q, k, v))
+        return flash_attn_func(*heads_last, window_size=(1, 1), return_attn_probs=True)[:2]
+
+    assert torch.autograd.gradcheck(call, inputs)
