@@ -52,6 +52,18 @@ _ALL = (
         ),
     ),
     Mutant(
+        "values-cut-to-the-head-size",
+        "The forward pass reads as many columns of v as k has.",
+        "control",
+        (
+            Edit(
+                "forward.py",
+                "            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,",
+                "            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, head_dim,",
+            ),
+        ),
+    ),
+    Mutant(
         "window-off-by-one",
         "The forward pass hides the first key of each window.",
         "NVIDIA/TransformerEngine#1197",

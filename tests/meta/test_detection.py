@@ -15,6 +15,7 @@ GROWING = "fp16_b1_h1x1_n17x65_d16_full_growing-maximum_contiguous_s0"
 FALLING = "fp16_b1_h1x1_n17x65_d16_full_falling-maximum_contiguous_s0"
 
 WINDOW = "fp32_b1_h2x1_n70x70_d16_causal_normal_contiguous_left20_s0"
+VALUES = "fp32_b1_h1x1_n33x70_d16x40_full_normal_contiguous_s0"
 
 SEEN_BY = {
     "scale-off-by-1-percent": (CAUSAL, "lse", {"accuracy", "function"}),
@@ -22,6 +23,7 @@ SEEN_BY = {
     "rescale-missed": (GROWING, "out", {"accuracy", "function"}),
     "tail-keys-unmasked": (TAIL, "lse", {"accuracy", "function"}),
     "causal-off-by-one": (CAUSAL, "lse", {"accuracy", "function"}),
+    "values-cut-to-the-head-size": (VALUES, "out", {"accuracy", "function"}),
     "window-off-by-one": (WINDOW, "out", {"accuracy", "function"}),
     "window-not-hidden-in-dkdv": (WINDOW, "dk", {"accuracy", "function"}),
     "window-tile-short-in-dkdv": (WINDOW, "dv", {"accuracy", "function"}),
@@ -61,7 +63,7 @@ def test_every_mutant_is_expected_to_be_seen():
     assert not SEEN_BY.keys() & ROUNDING_SEEN_BY.keys()
 
 
-@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW])
+@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, VALUES])
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
