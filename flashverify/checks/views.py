@@ -49,7 +49,8 @@ def views(examination: Examination) -> Iterator[View]:
     """Every tensor once: forward, then backward, as a function of the kernel's own out and lse where it is one.
 
     Where a debug mode leaves the final rounding out, out and the gradients come once more, in mode "unrounded": what the final
-    rounding hides is seen there. Not for a few rows: what is hidden is small, and takes many to be seen.
+    rounding hides is seen there. Not for a few rows, since what is hidden is small and takes many to be seen; and for
+    contiguous tensors alone, since a layout changes addresses and no rounding.
     """
     reference = end_to_end(examination)
     forward = examination.once("forward spread", lambda: _forward_spread(examination, reference))
@@ -65,16 +66,18 @@ def views(examination: Examination) -> Iterator[View]:
     spreads |= dict(zip(BACKWARD, gradients, strict=True))
     for tensor in BACKWARD:
         yield _view(examination, judged, tensor, mode, spreads[tensor])
-    unrounded = examination.unrounded if by_outputs and _is_large(examination.inputs.q) else None
+    unrounded = examination.unrounded if by_outputs and _is_worth_a_lens(examination) else None
     if unrounded is not None:
         for tensor, of in (("out", reference), *((name, judged) for name in BACKWARD)):
             view = _view(examination, of, tensor, "unrounded", spreads[tensor])
             yield replace(view, value=getattr(unrounded, tensor), stored=examination.walked.accumulator)
 
 
-def _is_large(q: torch.Tensor) -> bool:
-    """Whether a tensor (B, H, N, D) has the rows and elements that statistics take."""
-    return q.numel() >= FEWEST_ELEMENTS and q.numel() // q.shape[-1] >= FEWEST_ROWS
+def _is_worth_a_lens(examination: Examination) -> bool:
+    """Whether the debug mode runs: where out has the rows and elements that statistics take, on contiguous tensors."""
+    out = examination.inputs.dout
+    large = out.numel() >= FEWEST_ELEMENTS and out.numel() // out.shape[-1] >= FEWEST_ROWS
+    return large and examination.case.layout == "contiguous"
 
 
 def _view(examination: Examination, reference: Reference, tensor: str, mode: str, spread: Spread) -> View:

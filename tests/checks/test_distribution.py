@@ -157,3 +157,10 @@ def test_a_weight_next_to_1_becomes_1_and_is_off_by_no_more(device):
     result = distribution(Examination(TritonKernel(device), case))
     assert result.verdict is Verdict.PASS, result.reason
     assert {score.tensor for score in result.distributions} >= {"dv"}
+
+
+@pytest.mark.parametrize(("layout", "rows", "lens"), [("contiguous", 64, True), ("bnhd", 64, False), ("contiguous", 63, False)])
+def test_the_debug_mode_runs_on_contiguous_tensors_with_rows_enough(layout, rows, lens, device):
+    case = AttentionCase(dtype="bf16", seqlen_q=rows, seqlen_k=32, head_dim=64, layout=layout)
+    modes = {view.mode for view in views(Examination(TritonKernel(device), case))}
+    assert ("unrounded" in modes) is lens
