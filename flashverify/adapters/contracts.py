@@ -50,7 +50,7 @@ def flash_attention(
     storage = FORMATS[dtype]
     accumulator = FP64 if dtype == "fp64" else FP32
     is_half = dtype in {"fp16", "bf16"}
-    tf32 = precision == "tf32" and dtype == "fp32"
+    tf32 = precision == "tf32" and dtype == "fp32" and device.type == "cuda"
     fields = {
         "storage": storage,
         "accumulator": accumulator,

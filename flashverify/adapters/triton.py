@@ -76,6 +76,9 @@ class TritonKernel:
         """Architecture and tile configurations."""
         tiles = self._tiles(case)
         described = {"table": self._tables.architecture(self.device)}
+        if self.precision != "ieee":
+            ignored = self.device.type != "cuda" or case.dtype != "fp32"
+            described["products"] = f"ieee ({self.precision} is ignored here)" if ignored else self.precision
         for kernel in ("forward", "dkdv", "dq"):
             tile = getattr(tiles, kernel)
             described[kernel] = f"{tile.block_m}x{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"

@@ -37,11 +37,11 @@ class Coefficients:
         smallest normal. Gradual: one spacing (truncation), or the exponential's error counted in spacings.
         """
         accumulator = self.contract.accumulator
+        dot = self.contract.dot
+        pieces = dot.pieces.smallest_subnormal if isinstance(dot, SplitProducts) else 0.0  # what a tiny P or dS loses
         if self.contract.flushes_subnormals:
-            dot = self.contract.dot
-            pieces = dot.pieces.smallest_subnormal if isinstance(dot, SplitProducts) else 0.0  # what a tiny P or dS loses
             return 2.0 * accumulator.smallest_normal + pieces
-        return (self.contract.exp2_ulps + 1.0) * accumulator.smallest_subnormal
+        return (self.contract.exp2_ulps + 1.0) * accumulator.smallest_subnormal + pieces
 
     @property
     def exponential(self) -> float:

@@ -111,12 +111,12 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     else:
         # the heaviest key's exponent is 0 up to the rounding of a fused product
         residual = accumulator.unit_roundoff * logits
-        yield "an unnormalised weight", 2.0 ** min(residual, 1023.0), contract.probability or accumulator
+        yield "an unnormalised weight", 2.0 ** min(residual, 1023.0), contract.probability or operands
     for name, values in (("q", tile.q), ("k", tile.k), ("v", tile.v), ("dO", tile.dout)):
         yield name, _largest(values.abs()), operands
     products = tile.dout.abs() @ tile.v.abs().mT
     yield "dP", slack * _largest(products), accumulator
-    yield "a weight of the backward pass", _largest(gradients.weights.largest), contract.probability or accumulator
+    yield "a weight of the backward pass", _largest(gradients.weights.largest), contract.probability or operands
     yield "delta", slack * _largest(gradients.delta_reach), accumulator
     yield "dP - delta", slack * _largest(gradients.difference_reach), accumulator
     # a row's weights are at most 1 each before they are normalised

@@ -136,6 +136,14 @@ def test_products_of_pieces_are_stated_by_precision(capability):
         assert flash_attention("fp64", CUDA, block_q=64, block_k=64, precision=precision).dot == AnyOrder()
 
 
+def test_the_interpreter_says_that_it_ignores_a_precision():
+    for precision in ("bf16x6", "tf32x3", "tf32"):
+        kernel = TritonKernel(CPU, precision=precision)
+        assert kernel.configuration(case_of("fp32"))["products"] == f"ieee ({precision} is ignored here)"
+        assert kernel.contract(case_of("fp32")).operand is None
+    assert "products" not in TritonKernel(CPU).configuration(case_of("fp32"))
+
+
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_a_precision_of_float32_declines_other_dtypes(name):
     kernel = load(name, CPU)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from flashverify.numerics.axioms import wide_products
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.dots import SplitProducts, TensorCore
 from flashverify.numerics.formats import BF16, TF32
@@ -93,6 +94,16 @@ def test_a_missing_product_is_beyond_the_lemma(kind):
     missing = [(0, 1), (1, 0)] + ([(1, 1)] if kind == "bf16x6" else [])
     for pair in missing:
         assert abs(split_dot(a, b, c, kind, without=pair)[0, 0] - exact) > largest * exact, pair
+
+
+def test_every_product_of_pieces_that_is_left_out_is_beyond_the_lemma_where_pieces_are_full():
+    x = np.full(8, wide_products.FULL_PIECES[0], np.float32)
+    a, b, c = x[None, :], x[:, None], np.zeros((1, 1), np.float32)
+    exact = float(a.astype(np.float64)[0] @ b.astype(np.float64)[:, 0])
+    largest, _ = bound("bf16x6", 8)
+    assert abs(split_dot(a, b, c, "bf16x6")[0, 0] - exact) <= largest * exact
+    for pair in ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0)):
+        assert abs(split_dot(a, b, c, "bf16x6", without=pair)[0, 0] - exact) > largest * exact, pair
 
 
 def test_the_lemma_is_near_float32s_own_for_the_usual_head_sizes():

@@ -182,3 +182,31 @@ def test_a_compiler_that_takes_pieces_for_a_shorter_format_is_seen():
 
     lines = wide_products.split_products(Short()).observations
     assert [line.fits for line in lines] == [True, False]
+
+
+PAIRS = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)]
+LEFT_OUT = {"x2y2": [(1, 1)], "x3y1": [(2, 0)], "x1y3": [(0, 2)], "x2y1": [(1, 0)], "bf16x3": [(1, 1), (0, 2), (2, 0)]}
+
+
+@pytest.mark.parametrize("name", ["nothing", *LEFT_OUT])
+def test_every_product_of_pieces_that_is_left_out_is_seen(name):
+    """bf16x3 in the place of bf16x6: random numbers let it through."""
+    kept = [pair for pair in PAIRS if pair not in LEFT_OUT.get(name, [])]
+
+    class Fewer(FakeDevice):
+        def dot(self, left, right, accumulator, precision):
+            if precision != "bf16x6":
+                return super().dot(left, right, accumulator, precision)
+            a, b = pieces(left), pieces(right)
+            return sum(a[i] @ b[j] for i, j in kept).float()
+
+    lines = {line.name: line.fits for line in wide_products.split_products(Fewer()).observations}
+    assert lines == {'fp32 products, "tf32x3"': True, 'fp32 products, "bf16x6"': name == "nothing"}
+
+
+def pieces(x):
+    found, rest = [], x.float()
+    for _ in range(3):
+        found.append(rest.bfloat16().double())
+        rest = rest - found[-1].float()
+    return found
