@@ -145,9 +145,9 @@ def measure(group: list[Candidate]) -> list[tuple[float, Candidate]]:
     first = group[0]
     tensors = problem(first, TOKENS)
     q, k, v, _ = tensors
-    table = tiles_for(q.device, q.dtype, first.head_dim, first.causal, first.precision)
+    table = tiles_for(q.device, q.dtype, first.head_dim, first.head_dim, first.causal, first.precision)
     offset = 0 if first.causal else None
-    _, lse = forward.attention_forward(q, k, v, first.head_dim**-0.5, offset, first.precision, table.forward)
+    _, lse = forward.attention_forward(q, k, v, first.head_dim**-0.5, offset, None, first.precision, table.forward)
     expected = call(replace(first, tile=getattr(table, first.kernel)), tensors, lse)
     results = []
     for candidate in group:

@@ -11,7 +11,7 @@ import torch
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import causal_offset, first_offset
+from flashverify.cases.semantics import causal_offset, first_offset, limited
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
@@ -124,4 +124,4 @@ class TritonKernel:
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         dtype = TORCH_DTYPES[case.dtype]
-        return self._tables.tiles_for(self.device, dtype, max(case.head_dim, case.value_dim), case.masked, self.precision)
+        return self._tables.tiles_for(self.device, dtype, case.head_dim, case.value_dim, limited(case), self.precision)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import zip_longest
 
 from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.cases.semantics import causal_offset, first_offset
 
 ORDER = ("fp64", *(dtype for dtype in DTYPES if dtype != "fp64"))
 
@@ -26,10 +27,11 @@ def spread(cases: Iterable[AttentionCase]) -> tuple[AttentionCase, ...]:
     """
     instances: dict[tuple[object, ...], list[AttentionCase]] = defaultdict(list)
     for case in sorted(cases, key=_work, reverse=True):
-        instances[case.dtype, case.head_dim, case.head_dim_v, case.masked, case.window_left is None, case.layout].append(case)
+        limits = causal_offset(case) is None, first_offset(case) is None
+        instances[case.dtype, case.head_dim, case.value_dim, *limits, case.layout].append(case)
     rounds = zip_longest(*sorted(instances.values(), key=lambda group: (ORDER.index(group[0].dtype), -_work(group[0]))))
     return tuple(case for turn in rounds for case in turn if case is not None)
 
 
 def _work(case: AttentionCase) -> int:
-    return case.batch * case.heads_q * case.seqlen_q * case.seqlen_k * case.head_dim
+    return case.batch * case.heads_q * case.seqlen_q * case.seqlen_k * (case.head_dim + case.value_dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 import sys
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ MASKS = ("full", "causal", "causal-topleft")
 """Visibility rules; `causal` is aligned bottom-right, `causal-topleft` top-left (see `semantics.py`)."""
 
 MAX_HEAD_DIM = 256
+
+LONGEST_ID = 1000
+"""Characters of an id: far beyond any real case, and below what Python converts to an integer at once."""
 
 _NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 
@@ -151,9 +155,9 @@ class AttentionCase:
             ValueError: if the text is not a case id as `id` writes it (no leading zeros, scale as Python repeats it).
         """
         example = cls(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64, mask="causal").id
-        match = _ID.fullmatch(case_id)
+        match = _ID.fullmatch(case_id) if len(case_id) <= LONGEST_ID else None
         if match is None:
-            raise ValueError(f"case id: got {case_id!r}, accepted are ids such as {example}")
+            raise ValueError(f"case id: got {reprlib.repr(case_id)}, accepted are ids such as {example}")
         fields: dict[str, str | None] = match.groupdict()
         words = {name: text for name in ("dtype", "mask", "regime", "layout") if (text := fields[name]) is not None}
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
@@ -167,11 +171,6 @@ class AttentionCase:
     def group_size(self) -> int:
         """Query heads that share one key head (1: MHA, heads_q: MQA)."""
         return self.heads_q // self.heads_kv
-
-    @property
-    def masked(self) -> bool:
-        """Whether visibility is limited: by a causal mask, or by a window."""
-        return self.mask != "full" or self.window_left is not None or self.window_right is not None
 
     @property
     def value_dim(self) -> int:

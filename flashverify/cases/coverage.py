@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.semantics import limited
 
 SEVERAL_TILES = 257
 """Queries and keys from which on a case has several tiles, and a partial one, for tile sizes up to 128."""
@@ -36,5 +37,5 @@ def coverage(cases: Iterable[AttentionCase]) -> dict[str, Counter[object]]:
         counts["regime x dtype x mask"][case.regime, case.dtype, case.mask] += 1
         counts["layout x dtype"][case.layout, case.dtype] += 1
         if min(case.seqlen_q, case.seqlen_k) >= SEVERAL_TILES:
-            counts["tile"][case.dtype, tile_head_dim(case), case.masked] += 1
+            counts["tile"][case.dtype, tile_head_dim(case), limited(case)] += 1
     return counts

@@ -22,7 +22,7 @@ NEGATIVE_LOGIT = -(2.0**17)
 """all-negative-logits: below -65504 and below any finite stand-in for -inf that is in use (-5e4, -1e5)."""
 
 SINK_LOGIT = 12.0
-"""sink: the logit of key 0, against about 1 for the others."""
+"""sink: the logit of the first key that is seen, against about 1 for the others."""
 
 KEY_OFFSET_LOGIT = 64.0
 """key-offset: standard deviation, over rows, of the shift that all logits of a row have in common."""
@@ -96,12 +96,14 @@ def _visible_key(source: Source) -> npt.NDArray[np.int64]:
 
 
 def sink(source: Source) -> Values:
-    """Key 0 takes nearly all the weight and its value is 0, as in trained models: out is the small rest."""
+    """The first key that is seen takes nearly all the weight and its value is 0, as in trained models: out is the rest."""
     values = source.normals()
+    first, _ = source.span_seen()
+    key = slice(first, first + 1)
     values.k[..., 0] = 0.0
-    values.k[:, :, :1] = 0.0
-    values.k[:, :, :1, 0] = 8.0
-    values.v[:, :, :1] = 0.0
+    values.k[:, :, key] = 0.0
+    values.k[:, :, key, 0] = 8.0
+    values.v[:, :, key] = 0.0
     values.q[..., 0] = SINK_LOGIT / (8.0 * source.scale)
     return values
 
@@ -114,9 +116,9 @@ def needle(source: Source) -> Values:
     case = source.case
     values = source.normals()
     values.v = np.zeros(source.v_shape)
-    seen = source.last_key_seen() or case.seqlen_k
+    first, end = source.span_seen()
     if values.v.size:
-        keys = source.landmarks(seen, case.heads_kv)
+        keys = first + source.landmarks(end - first, case.heads_kv)
         columns = source.landmarks(case.value_dim, case.heads_kv)
         batches, heads = np.indices(keys.shape)
         values.v[batches, heads, keys, columns] = 1.0
@@ -130,8 +132,9 @@ def identity_values(source: Source) -> Values:
     """
     case = source.case
     values = source.normals()
-    seen = source.last_key_seen() or case.seqlen_k
-    starts = source.landmarks(max(seen - case.value_dim + 1, min(seen, 1)), case.heads_kv)
+    first, end = source.span_seen()
+    keys = end - first
+    starts = first + source.landmarks(max(keys - case.value_dim + 1, min(keys, 1)), case.heads_kv)
     column = np.arange(case.seqlen_k) - starts[..., None]
     values.v = (column[..., None] == np.arange(case.value_dim)).astype(np.float64)
     return values
@@ -176,14 +179,15 @@ def growing_maximum(source: Source) -> Values:
 
 
 def falling_maximum(source: Source) -> Values:
-    """The first 16 keys (half of them, if there are fewer than 32) stand above all later ones, by 24 or by 200.
+    """The first 16 keys seen (half of them, if there are fewer than 32) stand above all later ones, by 24 or by 200.
 
     A running maximum that forgets earlier blocks overflows, or weighs later blocks as if nothing had come before.
     """
     case = source.case
     values = source.normals()
-    first = np.arange(case.seqlen_k) < min(FIRST_KEYS, math.ceil(case.seqlen_k / 2))
-    values.k[..., 0] = np.where(first, 4.0, 0.0)
+    first, _ = source.span_seen()
+    above = np.arange(case.seqlen_k) < first + min(FIRST_KEYS, math.ceil((case.seqlen_k - first) / 2))
+    values.k[..., 0] = np.where(above, 4.0, 0.0)
     gaps = np.where(np.arange(case.seqlen_q) % 2 == 0, *FALLING_GAPS)
     values.q[..., 0] = gaps / (4.0 * source.scale)
     return values

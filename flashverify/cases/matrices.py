@@ -128,6 +128,21 @@ def _value_dims() -> Iterator[AttentionCase]:
         )
 
 
+def _narrow_values() -> Iterator[AttentionCase]:
+    """16-bit values so narrow that forward tiles have fewer keys, whose rows do not lie as a whole in memory."""
+    for (head_dim, head_dim_v), mask, layout in product(((64, 24), (40, 16)), TWO_MASKS, ("padded", "strided-d", "mixed")):
+        yield AttentionCase(
+            dtype="bf16" if head_dim == 64 else "fp16",
+            seqlen_q=130,
+            seqlen_k=200,
+            head_dim=head_dim,
+            head_dim_v=head_dim_v,
+            mask=mask,
+            layout=layout,
+            seed=1,
+        )
+
+
 def _heads_and_batches() -> Iterator[AttentionCase]:
     """Head ratios x batch sizes x dtype, full and causal: no two of batch, heads and lengths are equal."""
     for index, (heads, batch, dtype, mask) in enumerate(product(HEADS[1:], (1, 2, 3), DTYPES, TWO_MASKS)):
@@ -331,6 +346,7 @@ _STANDARD = (
     _cross_lengths,
     _head_dims,
     _value_dims,
+    _narrow_values,
     _heads_and_batches,
     _layouts,
     _scales,

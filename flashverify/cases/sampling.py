@@ -149,10 +149,11 @@ class Source:
         start = np.zeros(rows.shape, np.int64) if first is None else np.clip(rows + first, 0, keys)
         return np.minimum(start, end), end
 
-    def last_key_seen(self) -> int:
-        """The number of keys up to the last one that any query row sees; 0 if none sees any."""
+    def span_seen(self) -> tuple[int, int]:
+        """The first key that any query row sees, and the one after the last; all keys if none sees any."""
         first, end = self.keys_seen()
-        return int(np.where(first < end, end, 0).max(initial=0))
+        seen = first < end
+        return (int(first[seen].min()), int(end[seen].max())) if seen.any() else (0, self.case.seqlen_k)
 
     def landmarks(self, length: int, heads: int) -> npt.NDArray[np.int64]:
         """One position below `length` for each batch entry and head: the last, the first, or at a tile's edge.

@@ -21,15 +21,26 @@ def _position(case: AttentionCase) -> int:
     return 0 if case.mask == "causal-topleft" else case.seqlen_k - case.seqlen_q
 
 
+def _reaches_all(case: AttentionCase, side: int) -> bool:
+    """Whether a side of a window reaches beyond every key from every query: it is no limit, whatever its size."""
+    return side >= case.seqlen_q + case.seqlen_k
+
+
 def causal_offset(case: AttentionCase) -> int | None:
     """Query i sees no key after i + this offset, by a causal mask or a window; None: there is no such limit."""
     right = 0 if case.mask != "full" else case.window_right
-    return None if right is None else _position(case) + right
+    return None if right is None or _reaches_all(case, right) else _position(case) + right
 
 
 def first_offset(case: AttentionCase) -> int | None:
     """Query i sees no key before i + this offset, by a window; None: there is no such limit."""
-    return None if case.window_left is None else _position(case) - case.window_left
+    left = case.window_left
+    return None if left is None or _reaches_all(case, left) else _position(case) - left
+
+
+def limited(case: AttentionCase) -> bool:
+    """Whether visibility is limited: by a causal mask, or by a window that does not reach every key."""
+    return causal_offset(case) is not None or first_offset(case) is not None
 
 
 def visible(case: AttentionCase, i: int, j: int) -> bool:

@@ -53,7 +53,7 @@ def flash_attn_func(
         softmax_scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
         causal: whether query i sees no key after i + Nk - Nq.
         window_size: (left, right): query i sees keys i + Nk - Nq - left .. i + Nk - Nq + right alone; -1: no such limit. With
-            causal, right is 0.
+            causal, right is 0. Unlike in flash-attn, -1 is no limit where Nq > Nk and the other side is limited too.
         softcap: 0; soft-capping is not there yet.
         alibi_slopes: None; ALiBi is not there yet.
         deterministic: accepted for compatibility; the backward pass always is.

@@ -13,10 +13,10 @@ from flashverify_kernels.tiles import Tiles, is_masked, tiles_for
 NAMESPACE = __name__.partition(".")[0]
 
 
-def _tiles(q: torch.Tensor, v: torch.Tensor, causal: bool, precision: str, forced: list[int] | None) -> Tiles:
+def _tiles(q: torch.Tensor, v: torch.Tensor, masked: bool, precision: str, forced: list[int] | None) -> Tiles:
     if forced is not None:
         return Tiles.unflatten(forced)
-    return tiles_for(q.device, q.dtype, max(q.shape[3], v.shape[3]), causal, precision)
+    return tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], masked, precision)
 
 
 def _on_device_of(x: torch.Tensor) -> torch.cuda.device:

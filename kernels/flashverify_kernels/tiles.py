@@ -4,7 +4,7 @@ Entries come from `benchmarks/tune_tiles.py`. One is trusted once its cases are 
 `flashverify certify --matrix standard` runs every entry of the machine that it runs on.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import triton
@@ -100,8 +100,7 @@ _HALF_SMALL = {
     (256, True): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
 }
 _HALF_HOPPER = {
-    # Up to 32 columns the forward kernel takes 32 keys: with more, tiles of K and V may have different swizzles, and ptxas 12.8
-    # miscompiles that where keys lie along N in memory (tests/kernels/test_compiles.py).
+    # Up to 32 columns the forward kernel takes 32 keys: see FEWER_KEYS.
     (16, False): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
     (16, True): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
     (32, False): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
@@ -113,6 +112,13 @@ _HALF_HOPPER = {
     (256, False): _tiles((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
     (256, True): _tiles((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
 }
+FEWER_KEYS = 32
+"""Keys of a forward tile on Hopper in 16-bit formats where V has at most so many columns.
+
+With more, tiles of K and V may have different swizzles, and ptxas 12.8 miscompiles that where rows of one of them are not
+loaded as a whole: it forms a descriptor from a register that nothing has written (tests/kernels/test_compiles.py).
+"""
+
 _SINGLE = {
     (16, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
     (16, True): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
@@ -193,19 +199,36 @@ def is_masked(causal_offset: int | None, first_offset: int | None) -> bool:
     return causal_offset is not None or first_offset is not None
 
 
-def tiles_for(device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, precision: str = "ieee") -> Tiles:
-    """The tiles that the kernels use for this device, dtype, head size, visibility and precision of float32 products.
+def entry(name: str, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool, precision: str = "ieee") -> Tiles:
+    """The tiles of an architecture; see `tiles_for`. The larger of the two head sizes chooses the table's entry."""
+    table = SPLIT_TABLES[name] if dtype == torch.float32 and precision != "ieee" else TABLES[name][dtype]
+    tiles = table[padded_head_dim(max(head_dim, value_dim)), masked]
+    if table is _HALF_HOPPER and value_dim <= FEWER_KEYS:
+        return replace(tiles, forward=replace(tiles.forward, block_n=FEWER_KEYS))
+    return tiles
+
+
+def tiles_for(
+    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool, precision: str = "ieee"
+) -> Tiles:
+    """The tiles that the kernels use.
+
+    Args:
+        device: where they run.
+        dtype: of q, k and v.
+        head_dim: columns of q and k.
+        value_dim: columns of v.
+        masked: whether visibility is limited (`is_masked`).
+        precision: of float32 products.
 
     Raises:
         ValueError: if the device is older than every table.
         NotImplementedError: if the device's blocks have too little shared memory.
     """
-    refusal = unavailable(device, dtype, head_dim)
+    refusal = unavailable(device, dtype, max(head_dim, value_dim))
     if refusal is not None:
         raise NotImplementedError(refusal)
-    name = architecture(device)
-    table = SPLIT_TABLES[name] if dtype == torch.float32 and precision != "ieee" else TABLES[name][dtype]
-    return table[padded_head_dim(head_dim), causal]
+    return entry(architecture(device), dtype, head_dim, value_dim, masked, precision)
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

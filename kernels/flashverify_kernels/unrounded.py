@@ -43,7 +43,7 @@ def unrounded_attention(
     """
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"q: got {q.dtype}, accepted are torch.float16 and torch.bfloat16")
-    tiles = tiles_for(q.device, q.dtype, max(q.shape[3], v.shape[3]), is_masked(causal_offset, first_offset), precision)
+    tiles = tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], is_masked(causal_offset, first_offset), precision)
     with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
         visible = (causal_offset, first_offset)
         forward = (q, k, v, scale, *visible, precision, tiles.forward)

@@ -171,7 +171,7 @@ def check_window(name: str, value: object) -> tuple[int | None, int | None]:
         raise TypeError(f"{name}: got {_shown(value)}, accepted are pairs of integers")
     sides = tuple(side if isinstance(side, torch.SymInt) else int(side) for side in value)  # of Python, or of NumPy
     if any(side < -1 for side in sides):
-        raise ValueError(f"{name}: got {sides}, accepted are sides of -1 (unlimited), 0 or more")
+        raise ValueError(f"{name}: got {reprlib.repr(sides)}, accepted are sides of -1 (unlimited), 0 or more")
     left, right = (None if side == -1 else side for side in sides)
     return left, right
 

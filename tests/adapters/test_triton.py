@@ -77,6 +77,15 @@ def test_contract_and_configuration_name_the_tiles_that_run(mask, head_dim):
     assert configuration["dkdv"].startswith(f"{contract.block_q}x")
 
 
+def test_a_window_that_reaches_every_key_has_the_tiles_of_no_window(monkeypatch):
+    """The kernels drop such a side, and take the table's entry for full visibility."""
+    kernel = TritonKernel(CPU)
+    monkeypatch.setattr(kernel._tables, "architecture", lambda device: "sm90")
+    plain = case_of("bf16", mask="full", seqlen_q=512, seqlen_k=512)
+    assert kernel.configuration(plain.replace(window_left=1024)) == kernel.configuration(plain)
+    assert kernel.configuration(plain.replace(window_left=1023)) != kernel.configuration(plain)
+
+
 def test_fields_can_be_stated_and_wrong_ones_are_refused():
     assert flash_attention("bf16", CPU, block_q=None, block_k=16, prescaled=True).prescaled
     with pytest.raises(TypeError, match="colour"):

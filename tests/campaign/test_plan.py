@@ -7,6 +7,7 @@ from flashverify.campaign.campaign import MOST_WORKERS
 from flashverify.campaign.plan import select, spread
 from flashverify.cases.case import DTYPES, MASKS, AttentionCase
 from flashverify.cases.matrices import matrix
+from flashverify.cases.semantics import causal_offset, first_offset
 
 cases = st.lists(
     st.builds(
@@ -18,6 +19,7 @@ cases = st.lists(
         head_dim=st.sampled_from([1, 64]),
         mask=st.sampled_from(MASKS),
         window_left=st.sampled_from([None, 1]),
+        head_dim_v=st.sampled_from([None, 8]),
         layout=st.sampled_from(["contiguous", "bnhd"]),
         seed=st.integers(0, 3),
     ),
@@ -26,12 +28,12 @@ cases = st.lists(
 
 
 def work(case):
-    return case.batch * case.heads_q * case.seqlen_q * case.seqlen_k * case.head_dim
+    return case.batch * case.heads_q * case.seqlen_q * case.seqlen_k * (case.head_dim + case.value_dim)
 
 
 def source(case):
     """What is compiled, but for the dtype."""
-    return case.head_dim, case.head_dim_v, case.masked, case.window_left is None, case.layout
+    return case.head_dim, case.value_dim, causal_offset(case) is None, first_offset(case) is None, case.layout
 
 
 def instance(case):

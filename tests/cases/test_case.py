@@ -61,6 +61,7 @@ def test_equal_scales_have_one_id() -> None:
         PLAIN.id.replace("bf16", "fp8"),
         PLAIN.id.replace("full", "window"),
         PLAIN.id.replace("normal", "normal--large"),
+        PLAIN.id.replace("_s0", "_s" + "9" * 5000),
     ],
 )
 def test_other_texts_are_no_ids(text: str) -> None:

@@ -29,6 +29,22 @@ def test_needle_is_visible() -> None:
     assert v.nonzero()[:, 2].tolist() == [19]
 
 
+@pytest.mark.parametrize("regime", ["needle", "identity-values", "sink", "falling-maximum"])
+def test_what_a_regime_places_is_within_a_window(regime: str) -> None:
+    """20 queries stand at keys 80 to 99 and see none before 75."""
+    case = case_of(regime, seqlen_q=20, seqlen_k=100, window_left=5, window_right=0, head_dim=16)
+    for seed in range(8):
+        drawn = draw(case.replace(seed=seed))
+        placed = drawn.v != 0 if regime in {"needle", "identity-values"} else drawn.k[..., :1] > 2
+        keys = placed.any(dim=3).any(dim=1).any(dim=0).nonzero().flatten()
+        seen = visible_mask(case, torch.arange(20), torch.arange(100)).any(dim=0)
+        assert keys.numel()
+        if regime == "falling-maximum":  # keys that nobody sees may be as large as those that the regime places
+            keys = keys[keys >= 75]
+            assert keys.tolist() == list(range(75, 75 + 13))
+        assert seen[keys].all()
+
+
 def test_identity_values_is_a_window() -> None:
     v = draw(case_of("identity-values", head_dim=8, heads_kv=1, batch=1)).v[0, 0]
     assert torch.equal(v[-8:], torch.eye(8, dtype=v.dtype))

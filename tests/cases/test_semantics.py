@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import key_head, visible, visible_mask
+from flashverify.cases.regimes import draw
+from flashverify.cases.semantics import first_offset, key_head, limited, visible, visible_mask
 from flashverify.cases.strategies import cases
 
 
@@ -32,6 +33,23 @@ def test_scalar_and_vectorised_visibility_agree(case: AttentionCase) -> None:
 def test_alignment(mask: str, seqlen_q: int, seqlen_k: int, expected: list[list[int]]) -> None:
     case = AttentionCase(dtype="fp32", seqlen_q=seqlen_q, seqlen_k=seqlen_k, head_dim=1, mask=mask)
     assert visible_mask(case, torch.arange(seqlen_q), torch.arange(seqlen_k)).int().tolist() == expected
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "causal-topleft"])
+@pytest.mark.parametrize("side", [7, 2**31, 2**63, 10**30])
+def test_a_side_that_reaches_every_key_is_no_limit(mask: str, side: int) -> None:
+    plain = AttentionCase(dtype="fp32", seqlen_q=3, seqlen_k=4, head_dim=1, mask=mask)
+    case = plain.replace(window_left=side, window_right=side if mask == "full" else None)
+    rows, columns = torch.arange(3), torch.arange(4)
+    assert torch.equal(visible_mask(case, rows, columns), visible_mask(plain, rows, columns))
+    assert limited(case) is limited(plain) is (mask != "full")
+    draw(case.replace(regime="copy"))
+
+
+def test_a_side_that_reaches_fewer_keys_is_a_limit() -> None:
+    case = AttentionCase(dtype="fp32", seqlen_q=3, seqlen_k=4, head_dim=1, window_left=6)
+    assert limited(case)
+    assert first_offset(case) == 1 - 6
 
 
 def test_key_heads_of_a_ratio_that_is_not_square() -> None:

@@ -25,7 +25,7 @@ import triton
 from flashverify_kernels import launch as launching
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
-from flashverify_kernels.tiles import SPLIT_TABLES, TABLES, padded_head_dim
+from flashverify_kernels.tiles import entry as tiles_of
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
@@ -63,7 +63,10 @@ LAYOUTS = {
 SPLIT = ("bf16x6", "tf32x3")
 """Precisions of float32 whose products are made of pieces."""
 
-MIXED = {"keys-along-n": ("contiguous", "along-n", "contiguous", "contiguous")}
+MIXED = {
+    "keys-along-n": ("contiguous", "along-n", "contiguous", "contiguous"),
+    "values-rows-apart": ("contiguous", "contiguous", "rows-apart", "contiguous"),
+}
 """Layouts of q, k, v and dO that differ."""
 
 
@@ -95,10 +98,9 @@ def compile_entry(
     try:
         torch_dtype = DTYPES[dtype]
         precision = layout if layout in SPLIT else "ieee"
-        name = f"sm{capability}"
-        table = SPLIT_TABLES[name] if precision in SPLIT else TABLES[name][torch_dtype]
         value_dim = value_dim or head_dim
-        tiles = table[padded_head_dim(max(head_dim, value_dim)), causal]
+        masked = causal or layout == "window"
+        tiles = tiles_of(f"sm{capability}", torch_dtype, head_dim, value_dim, masked, precision)
         shapes = [(1, 2, 64, columns) for columns in (head_dim, head_dim, value_dim, value_dim)]
         layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, "window") else layout,) * 4)
         tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))

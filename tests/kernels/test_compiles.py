@@ -79,3 +79,20 @@ def test_descriptors_come_from_shared_memory(head_dim: int, layout: str, tmp_pat
     for stray in compile_entries("90", entries, tmp_path, "stray").values():
         assert stray.keys() == KERNELS
         assert not any(stray.values()), stray
+
+
+NARROW_VALUES = {
+    "64x24": ("keys-along-n", "rows-apart", "every-other", "window"),
+    "40x16": ("values-rows-apart",),
+    "128x24": ("rows-apart",),
+    "256x8": ("keys-along-n",),
+}
+"""Head sizes of K and V on the two sides of 32 columns, and layouts in which a table's entry for the larger one went astray."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dims", NARROW_VALUES)
+def test_descriptors_come_from_shared_memory_with_narrow_values(head_dims: str, tmp_path: Path) -> None:
+    entries = tuple(f"bf16:{head_dims}:{causal}:{layout}" for layout in NARROW_VALUES[head_dims] for causal in (0, 1))
+    for stray in compile_entries("90", entries, tmp_path, "stray").values():
+        assert not any(stray.values()), stray

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from flashverify_kernels import TileConfig, Tiles, tiles
-from flashverify_kernels.tiles import HEAD_DIMS, SPLIT_TABLES, TABLES, architecture, padded_head_dim, tiles_for
+from flashverify_kernels.tiles import HEAD_DIMS, SPLIT_TABLES, TABLES, architecture, entry, padded_head_dim, tiles_for
 
 from tests.kernels.reference import attention
 from tests.kernels.support import DTYPES, RESULTS, draw, run
@@ -37,9 +37,9 @@ def test_float32_in_other_precisions_has_every_row(name: str) -> None:
 def test_precision_chooses_the_table_of_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "architecture", lambda _: "sm90")
     device = torch.device("cuda", 0)
-    assert tiles_for(device, torch.float32, 64, False) == TABLES["sm90"][torch.float32][64, False]
-    assert tiles_for(device, torch.float32, 64, False, "bf16x6") == SPLIT_TABLES["sm90"][64, False]
-    assert tiles_for(device, torch.bfloat16, 64, False, "bf16x6") == TABLES["sm90"][torch.bfloat16][64, False]
+    assert tiles_for(device, torch.float32, 64, 64, False) == TABLES["sm90"][torch.float32][64, False]
+    assert tiles_for(device, torch.float32, 64, 64, False, "bf16x6") == SPLIT_TABLES["sm90"][64, False]
+    assert tiles_for(device, torch.bfloat16, 64, 64, False, "bf16x6") == TABLES["sm90"][torch.bfloat16][64, False]
 
 
 def test_tables_by_name() -> None:
@@ -70,7 +70,16 @@ def test_every_head_size_has_tiles(head_dim: int, device: torch.device) -> None:
     assert padded in HEAD_DIMS
     assert head_dim <= padded < 2 * max(head_dim, 16)
     for dtype in DTYPES:
-        assert tiles_for(device, dtype, head_dim, True) == TABLES[architecture(device)][dtype][padded, True]
+        assert tiles_for(device, dtype, head_dim, head_dim, True) == TABLES[architecture(device)][dtype][padded, True]
+
+
+@pytest.mark.parametrize(("head_dim", "value_dim", "keys"), [(64, 24, 32), (128, 32, 32), (64, 33, 64), (24, 64, 64)])
+def test_narrow_values_have_fewer_keys_on_hopper(head_dim: int, value_dim: int, keys: int) -> None:
+    wide = TABLES["sm90"][torch.bfloat16][padded_head_dim(max(head_dim, value_dim)), True]
+    tiles = entry("sm90", torch.bfloat16, head_dim, value_dim, True)
+    assert tiles.forward.block_n == keys
+    assert (tiles.dkdv, tiles.dq) == (wide.dkdv, wide.dq)
+    assert entry("sm80", torch.bfloat16, head_dim, value_dim, True) in TABLES["sm80"][torch.bfloat16].values()
 
 
 def test_flattened_tiles_come_back() -> None:
@@ -105,10 +114,10 @@ def test_float64_at_the_largest_head_size_wants_shared_memory(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     device = torch.device("cuda", 0)
-    assert tiles_for(device, torch.float64, 128, True)
-    assert tiles_for(device, torch.bfloat16, 256, True)
+    assert tiles_for(device, torch.float64, 128, 128, True)
+    assert tiles_for(device, torch.bfloat16, 256, 256, True)
     if not refused:
-        assert tiles_for(device, torch.float64, 129, False)
+        assert tiles_for(device, torch.float64, 129, 1, False)
         return
     with pytest.raises(NotImplementedError, match=f"head size: got 129 in float64, .* this device has {available}; accepted"):
-        tiles_for(device, torch.float64, 129, False)
+        tiles_for(device, torch.float64, 129, 1, False)
