@@ -75,24 +75,34 @@ class Moments:
             return self.unit
         return abs(float(torch.tensor(LOG2E, dtype=torch.float64).float()) / LOG2E - 1.0)
 
-    def dot(self, squares: torch.Tensor, value: torch.Tensor, length: torch.Tensor | float) -> torch.Tensor:
+    def dot(
+        self,
+        squares: torch.Tensor,
+        value: torch.Tensor,
+        length: torch.Tensor | float,
+        walked: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Variance of a dot product of that length.
 
         Partial sums are a random walk plus a drift: the mean of their squares is about squares/2 + value²/3. In any order every
-        product meets at most `length` roundings of them. A tensor core's step truncates its products and the accumulator at one
-        quantum, below the largest of them, and its sum to the accumulator's format. Truncation shrinks every partial sum by
-        half a spacing in the mean, so errors of one chain add up along its walk: the sum of the partial sums varies by
-        squares·steps²/12 around what `dot_bias` counts. An operation that underflows errs by up to `Coefficients.tiny`.
+        product meets at most `length` roundings of them. The drift ends at the value, so where products agree its significand
+        is not random. A tensor core's step truncates its products and the accumulator at one quantum, below the largest of
+        them, and its sum to the accumulator's format. Truncation shrinks every partial sum by half a spacing in the mean, so
+        errors of one chain add up along its walk: the sum of the partial sums varies by squares·steps²/12 around what
+        `dot_bias` counts. An operation that underflows errs by up to `Coefficients.tiny`.
 
         Args:
             squares: sum of the squared products.
             value: the dot product.
             length: number of products that may be different from 0, broadcast against both.
+            walked: sum of the squared products, each times the number of partial sums that hold it; None: half of them do.
         """
         dot = self.contract.dot
         underflow = 2.0 * length * Coefficients(self.contract).tiny ** 2 / 3.0
         if not isinstance(dot, TensorCore):
-            return self.rounding * (0.5 * (length + 1.0) * squares + length / 3.0 * value.square()) + underflow
+            walked = 0.5 * (length + 1.0) * squares if walked is None else walked
+            drift = torch.maximum(self.rounding * value.square(), UNIFORM * self.contract.accumulator.ulp(value).square())
+            return self.rounding * walked + length / 3.0 * drift + underflow
         steps = _steps(length, dot)
         partial = 0.5 * (steps + 1.0) * squares + (steps / 3.0 + 0.5) * value.square()
         largest_product = 6.0 / dot.block * squares  # summed over the steps: E[max²] of a block's normal products, about

@@ -78,8 +78,9 @@ class _Sample:
 def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | None:
     """Why weights of sampled rows or columns are rounded alike, or None.
 
-    Equal logits give equal weights (a few coincide by chance), and logits that vary by less than a spacing of P's format
-    give weights whose roundings are no sample of a uniform distribution. Rows that see fewer than two keys say nothing.
+    Equal logits give equal weights (a few coincide by chance), and logits that vary by less than a spacing of P's format (the
+    accumulator's, if P is not rounded) give weights whose roundings are no sample of a uniform distribution. Rows that see
+    fewer than two keys say nothing.
     """
     device = inputs.q.device
     rows, columns = _Sample.of(case.seqlen_q, device).indices, _Sample.of(case.seqlen_k, device).indices
@@ -92,10 +93,9 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
             return "logits repeat within a row: equal weights are rounded alike"
         if _repeats(k[:, columns] @ q.mT, visible_mask(case, every_row, columns).mT, _uncertain(k[:, columns], q)):
             return "logits repeat within a column: equal weights are rounded alike"
-        if contract.probability is not None:
-            spread = abs(case.softmax_scale) * _deviation(of_rows, seen_by_rows)
-            if bool((spread < 2.0 * contract.probability.unit_roundoff).any()):
-                return "weights of a row differ by less than a spacing: they are rounded alike"
+        spread = abs(case.softmax_scale) * _deviation(of_rows, seen_by_rows)
+        if bool((spread < 2.0 * (contract.probability or contract.accumulator).unit_roundoff).any()):
+            return "weights of a row differ by less than a spacing: they are rounded alike"
     return None
 
 

@@ -21,7 +21,7 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.moments import Moments
-from flashverify.numerics.sharp_forward import ForwardSpread, score_shrinkage, score_variance
+from flashverify.numerics.sharp_forward import ForwardSpread, feature_dot, score_shrinkage, score_variance
 from flashverify.numerics.spread import Spread
 from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
 
@@ -168,9 +168,8 @@ class _Gradient:
         value = delta - take(rows.dlse)[..., None]
         delta_variance = delta_variance + moments.rounding * (of_sum * (products + delta.square()) + value.square())
         difference = dout @ tile.v.mT - value
-        length = float(tile.v.shape[-1])
-        dp_variance = moments.dot(dout.square() @ tile.v.square().mT, dout @ tile.v.mT, length)
-        dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), length)
+        dp_variance = feature_dot(dout, tile.v, moments)
+        dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), float(tile.v.shape[-1]))
         ds = p * difference
         ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
         cast = moments.weight_cast(contract.probability, p)

@@ -18,6 +18,7 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.centred import centred_mean, centred_squares, centred_sum
 from flashverify.numerics.contract import LN2, LOG2E, Contract
+from flashverify.numerics.dots import TensorCore
 from flashverify.numerics.exponents import row_maximum
 from flashverify.numerics.moments import UNIFORM, Moments
 from flashverify.numerics.spread import Spread
@@ -129,8 +130,24 @@ class _Rows:
 
 def score_variance(tile: Tile, moments: Moments) -> torch.Tensor:
     """Variance of a logit by the dot product of q and k, natural units, (c, r, n)."""
-    squares = tile.q.square() @ tile.k.square().mT
-    return tile.scale**2 * moments.dot(squares, tile.score, float(tile.q.shape[-1]))
+    return tile.scale**2 * feature_dot(tile.q, tile.k, moments)
+
+
+def feature_dot(rows: torch.Tensor, columns: torch.Tensor, moments: Moments) -> torch.Tensor:
+    """Variance of the dot products of rows (c, r, d) and columns (c, n, d), (c, r, n).
+
+    One feature may be far above the others, in all rows and columns: it then is in all partial sums, or in one, and not in half
+    of them. The worse of the first feature first and the last one first counts.
+    """
+    of_rows, of_columns, value = rows.square(), columns.square().mT, rows @ columns.mT
+    length = rows.shape[-1]
+    squares = of_rows @ of_columns
+    if isinstance(moments.contract.dot, TensorCore):
+        return moments.dot(squares, value, float(length))
+    held = torch.arange(length, 0, -1, dtype=rows.dtype, device=rows.device)
+    first_first = (of_rows * held) @ of_columns
+    walked = torch.maximum(first_first, (length + 1.0) * squares - first_first)
+    return moments.dot(squares, value, float(length), walked)
 
 
 def score_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:
@@ -163,6 +180,7 @@ def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tor
     if moments.contract.probability is None:  # otherwise far below the casts
         variance = variance + _rescaling_variance(row, out)
     bias = moments.dot_bias(out.abs(), tile.lengths) + (vanished @ values).abs()
+    bias = bias + (_swallowed(row) @ values).abs()
     bias = bias + moments.exponential_mean * centred_mean(row.p * row.exponentials, values, out).abs()
     bias = bias + moments.exponential_mean * centred_sum(row.p * row.near, values, out)
     bias = bias + moments.multiplier * centred_mean(row.p * row.multiplier, values, out).abs()
@@ -187,6 +205,19 @@ def _cast(row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
     unit = torch.where(row.tile.seen, torch.exp((row.walked.maximum - row.lse).clamp(max=0.0)), 0.0)
     vanished = torch.where(row.moments.vanishing(contract.probability, at_cast), row.p, 0.0)
     return variance * unit.square(), vanished
+
+
+def _swallowed(row: _Rows) -> torch.Tensor:
+    """Weights below half a spacing of the sum that they come to, where P is not rounded: it loses them, all in one direction.
+
+    The row sum feels them, since it adds up a block of them first.
+    """
+    contract = row.moments.contract
+    if contract.probability is not None:
+        return torch.zeros_like(row.p)
+    from_left = contract.direction == "left"
+    summed = row.p.cumsum(-1) if from_left else row.p.flip(-1).cumsum(-1).flip(-1)
+    return torch.where(row.p < 0.5 * contract.accumulator.ulp(summed), row.p, 0.0)
 
 
 def _rescaling_variance(row: _Rows, out: torch.Tensor) -> torch.Tensor:

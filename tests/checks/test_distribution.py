@@ -18,6 +18,7 @@ from flashverify.numerics.calibration import ROUNDED, UNROUNDED, accuracy_of_mod
 from flashverify.numerics.scores import quantile
 from flashverify.records.measurement import Verdict
 from tests.numerics.simulated import HONEST, SimulatedKernel, sharp_contract_of
+from tests.numerics.simulator import Options
 
 CASE = AttentionCase(dtype="bf16", seqlen_q=96, seqlen_k=128, head_dim=64)
 CONTRACT = sharp_contract_of("bf16", HONEST["bf16"])
@@ -123,6 +124,30 @@ def test_errors_that_keys_share_are_no_direction(seed: int) -> None:
     """float32, values with an offset: dk's rows share the errors of delta. See tests/numerics/test_sharp.py."""
     view = view_of(CASE.replace(dtype="fp32", regime="offset-values", seqlen_q=256, seqlen_k=256, seed=seed), "dk")
     assert statistics(view, sharp_contract_of("fp32", HONEST["fp32"])).defects == ()
+
+
+FAULTLESS_ON_A_GPU = (
+    "fp32_b1_h1x1_n257x257_d32_full_falling-maximum_contiguous_dlse_s5",
+    "fp32_b1_h4x2_n64x300_d128_causal_falling-maximum_contiguous_dlse_s6",
+    "fp32_b1_h2x1_n130x131_d64_causal_offset-values_contiguous_scale-1.0_s0",
+    "fp32_b1_h3x1_n64x300_d128_causal-topleft_tiny_contiguous_s11",
+)
+"""Cases of which an H200, and a chain of fused multiply-adds simulated here, had errors that the model did not know.
+
+One feature, the first, is above all others, and its product close above a power of two: it is in all partial sums, with more
+error than a random significand has. Many weights are below half a spacing of a sum of values that have one sign: it loses them
+all in one direction. All logits are the same in float32, and exp2's error too.
+"""
+
+
+@pytest.mark.parametrize("case", FAULTLESS_ON_A_GPU)
+def test_a_chain_of_fused_multiply_adds_is_known(case: str) -> None:
+    kernel = SimulatedKernel(Options(dot="fma-chain", exponent="shifted", exp2_ulps=1))
+    result = distribution(Examination(kernel, AttentionCase.from_id(case)))
+    assert result is not None
+    assert result.verdict is (Verdict.UNSUPPORTED if "tiny" in case else Verdict.PASS), result.reason
+    for found in result.distributions:
+        assert found.rms < 1.05
 
 
 def test_shared_errors_widen_the_limits(out: View) -> None:

@@ -24,7 +24,7 @@ TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "
 class Options:
     """How the simulated kernel works, and which defect it has (all defects default to none)."""
 
-    dot: str = "tensor-core"  # or "any-order", "tf32", "tf32-truncated", or a name of SPLITS
+    dot: str = "tensor-core"  # or "any-order", "fma-chain", "tf32", "tf32-truncated", or a name of SPLITS
     block_k: int | None = 32
     direction: str = "left"  # from which end keys are walked, or "right"
     splits: int = 1  # runs of blocks that are walked apart and merged
@@ -110,6 +110,14 @@ def tensor_core(a: np.ndarray, b: np.ndarray, c: np.ndarray, block: int) -> np.n
     return total
 
 
+def fma_chain(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a (M, K) times b (K, N) added to c (M, N) float32, product by product, each sum rounded to nearest (float64 between)."""
+    total, a, b = c.astype(np.float32), a.astype(np.float64), b.astype(np.float64)
+    for index in range(a.shape[1]):
+        total = (a[:, index, None] * b[None, index] + total).astype(np.float32)
+    return total
+
+
 SPLITS = {"bf16x6": (8, 3, 16), "tf32x3": (11, 2, 8)}
 """Products of pieces: bits of a piece, pieces of an operand, products in a step of the tensor core."""
 
@@ -153,6 +161,8 @@ class Kernel:
         kind = self.options.dot
         if kind in SPLITS:
             return split_dot(a, b, c, kind)
+        if kind == "fma-chain":
+            return fma_chain(a, b, c)
         if kind.startswith("tf32"):
             a, b = (round_tf32(x, kind == "tf32-truncated") for x in (a, b))
             return tensor_core(a, b, c, 8)

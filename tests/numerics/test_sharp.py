@@ -177,6 +177,7 @@ UNTOLD = {
     "logits repeat within a row": (CASE.replace(regime="repeated-maximum"), {}),
     "logits repeat": (CASE.replace(regime="equal-logits"), {}),
     "weights of a row differ by less than a spacing": (CASE.replace(scale=1e-6), {}),
+    "weights of a row differ by less than a spacing: they are": (SINGLE.replace(scale=1e-9), {}),
 }
 
 
