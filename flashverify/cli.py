@@ -197,7 +197,7 @@ def replay(
 
 @app.command()
 def report(
-    certificate: Annotated[Path, typer.Argument(help="A certificate (JSON).")],
+    certificate: Annotated[Path, typer.Argument(help="A certificate (JSON, or compressed by gzip).")],
     output: Annotated[Path | None, typer.Option(help="Folder for the reports; by default the certificate's.")] = None,
 ) -> None:
     """Write the HTML and the Markdown report of a certificate."""
@@ -208,7 +208,8 @@ def report(
     read = Certificate.read(certificate)
     folder = output or certificate.parent
     folder.mkdir(parents=True, exist_ok=True)
-    html, markdown = folder / f"{certificate.stem}.html", folder / f"{certificate.stem}.md"
+    stem = certificate.name.removesuffix(".gz").removesuffix(".json")
+    html, markdown = folder / f"{stem}.html", folder / f"{stem}.md"
     write_report(read, html, markdown)
     print_summary(console, read)
     console.print(f"{html}\n{markdown}", soft_wrap=True)

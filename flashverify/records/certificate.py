@@ -12,7 +12,7 @@ import msgspec
 from flashverify.records.axioms import Axioms
 from flashverify.records.decoding import decode
 from flashverify.records.environment import Environment
-from flashverify.records.files import write_atomically
+from flashverify.records.files import read_document, write_atomically
 from flashverify.records.measurement import CaseRecord
 from flashverify.records.wire import (
     DISTRIBUTION_COLUMNS,
@@ -143,13 +143,13 @@ class Certificate:
 
     @classmethod
     def read(cls, path: Path) -> Certificate:
-        """Read a JSON document.
+        """Read a JSON document, as it was written or compressed by gzip.
 
         Raises:
             OSError: if the file cannot be read.
             ValueError: if it is not a certificate; the message names the file, the field and what is accepted.
         """
-        return cls.from_json(path.read_bytes(), path.name)
+        return cls.from_json(read_document(path), path.name)
 
 
 def now() -> str:

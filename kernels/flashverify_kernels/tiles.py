@@ -103,14 +103,14 @@ _HALF_HOPPER = {
     # Up to 32 columns the forward kernel takes 32 keys: see FEWER_KEYS.
     (16, False): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
     (16, True): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
-    (32, False): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
+    (32, False): _tiles((128, 32, 4, 3), (128, 64, 4, 3), (64, 64, 4, 3)),
     (32, True): _tiles((128, 32, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)),
     (64, False): _tiles((64, 128, 4, 2), (64, 64, 4, 3), (128, 64, 8, 3)),
     (64, True): _tiles((64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2)),
     (128, False): _tiles((128, 64, 4, 2), (64, 64, 4, 2), (128, 64, 8, 3)),
     (128, True): _tiles((64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3)),
-    (256, False): _tiles((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
-    (256, True): _tiles((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
+    (256, False): _tiles((128, 64, 8, 2), (64, 64, 8, 2), (128, 32, 8, 3)),
+    (256, True): _tiles((128, 64, 8, 2), (64, 64, 8, 2), (128, 32, 8, 3)),
 }
 FEWER_KEYS = 32
 """Keys of a forward tile on Hopper in 16-bit formats where V has at most so many columns.
@@ -143,6 +143,13 @@ _DOUBLE = {
     (256, False): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
     (256, True): _tiles((16, 16, 4, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
 }
+_DOUBLE_HOPPER = {
+    **_DOUBLE,
+    **dict.fromkeys([(16, False), (16, True)], _tiles((64, 16, 4, 1), (32, 16, 4, 1), (64, 16, 4, 1))),
+    **dict.fromkeys([(32, False), (32, True)], _tiles((64, 16, 4, 1), (32, 16, 4, 1), (64, 16, 4, 1))),
+    **dict.fromkeys([(64, False), (64, True)], _tiles((64, 32, 4, 1), (32, 32, 4, 1), (64, 16, 4, 1))),
+    **dict.fromkeys([(128, False), (128, True)], _tiles((32, 32, 4, 1), (32, 32, 4, 1), (64, 32, 4, 1))),
+}
 _SPLIT_64 = _tiles((128, 32, 4, 2), (16, 64, 4, 1), (64, 32, 4, 1))
 _SPLIT_128 = _tiles((64, 32, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1))
 _SPLIT_256 = _tiles((64, 32, 4, 1), (16, 32, 8, 1), (32, 32, 8, 1))
@@ -154,7 +161,12 @@ _SPLIT = {
 """float32 whose products are made of several products of shorter formats."""
 
 _SMALL = {torch.float16: _HALF_SMALL, torch.bfloat16: _HALF_SMALL, torch.float32: _SINGLE, torch.float64: _DOUBLE}
-_HOPPER = {**_SMALL, torch.float16: _HALF_HOPPER, torch.bfloat16: _HALF_HOPPER}
+_HOPPER = {
+    **_SMALL,
+    torch.float16: _HALF_HOPPER,
+    torch.bfloat16: _HALF_HOPPER,
+    torch.float64: _DOUBLE_HOPPER,
+}
 _INTERPRETER = {(head_dim, causal): _tiles((32, 32), (32, 32), (32, 32)) for head_dim, causal in _SINGLE}
 
 LARGEST_DOUBLE_BYTES = 165_888

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
 import struct
@@ -51,6 +52,24 @@ def same(first: object, second: object) -> bool:
             same(getattr(first, name), getattr(second, name)) for name in type(first).__dataclass_fields__
         )
     return type(first) is type(second) and first == second
+
+
+def test_a_compressed_certificate_is_read(tmp_path: Path) -> None:
+    kept = certificate(record(case()))
+    path = tmp_path / "one.json.gz"
+    path.write_bytes(gzip.compress(kept.to_json()))
+    assert Certificate.read(path) == kept
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"one\.json\.gz: got a damaged gzip file"):
+        Certificate.read(path)
+
+
+def test_a_document_that_grows_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGEST_DOCUMENT", 1000)
+    path = tmp_path / "one.json.gz"
+    path.write_bytes(gzip.compress(b" " * 1001))
+    with pytest.raises(ValueError, match=r"more than 1000 bytes, accepted are at most 1000"):
+        Certificate.read(path)
 
 
 @pytest.mark.parametrize("value", HARD_FLOATS)
