@@ -171,7 +171,7 @@ def _layouts() -> Iterator[AttentionCase]:
             heads_kv=3,
             seqlen_q=100,
             seqlen_k=100,
-            head_dim=(64, 72)[(index // 2 + index // 8) % 2],
+            head_dim=(64, 40)[(index // 2 + index // 8) % 2],
             mask=mask,
             regime="constant-gradient" if layout == "expanded" else "normal",
             layout=layout,
@@ -181,7 +181,8 @@ def _layouts() -> Iterator[AttentionCase]:
             yield from (case.replace(seed=seed, head_dim=40, seqlen_q=65, lse_grad=True) for seed in (1, 2, 3, 4))
         if layout in {"expanded", "packed-qkv", "padded"}:
             regime = "equal-logits" if layout == "expanded" else "normal"
-            yield case.replace(seqlen_k=161, head_dim=128, regime=regime, lse_grad=True)
+            head_dim = 128 if dtype in {"fp16", "bf16"} else 32  # of which float32 and float64 compile far sooner
+            yield case.replace(seqlen_k=161, head_dim=head_dim, regime=regime, lse_grad=True)
 
 
 def _scales() -> Iterator[AttentionCase]:
