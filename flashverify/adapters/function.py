@@ -57,9 +57,11 @@ class FunctionKernel:
         self._function: Callable[..., Any] = function
 
     def declines(self, case: AttentionCase) -> str | None:
-        """What the signature lacks (windows, bottom-right masks with Nq != Nk), dlse without an lse, what it says itself."""
+        """What the signature lacks (windows, soft caps, bottom-right masks with Nq != Nk), dlse without lse, what it says."""
         if "window" in case.features:
             return "sliding window"
+        if case.softcap is not None:
+            return "soft cap"
         if case.mask == "causal" and case.seqlen_q != case.seqlen_k:
             return "bottom-right causal mask with seqlen_q != seqlen_k"
         if case.lse_grad and not self.returns_lse:

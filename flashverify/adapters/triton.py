@@ -68,6 +68,7 @@ class TritonKernel:
             block_k=tiles.forward.block_n,
             precision=self.precision,
             exponent="shifted",
+            cap_slope="sech",
             cuts_probability=True,
             scale_roundings=2 if case.dtype == "fp64" else 1,  # formed in float64
         )
@@ -92,6 +93,7 @@ class TritonKernel:
                 *(x.transpose(1, 2) for x in (q, k, v)),
                 softmax_scale=case.scale,
                 causal=case.mask == "causal",
+                softcap=case.softcap or 0.0,
                 window_size=tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
                 return_attn_probs=True,
                 input_precision=self.precision,
@@ -101,7 +103,7 @@ class TritonKernel:
         def through_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The SDPA drop-in, which aligns top-left, returns no lse.
             visible = causal_offset(case), first_offset(case)
-            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *visible, self.precision, None)
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, case.softcap, *visible, self.precision, None)
             return out, lse
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
@@ -112,7 +114,8 @@ class TritonKernel:
             return None
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
-        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, causal_offset(case), first_offset(case))
+        visible = causal_offset(case), first_offset(case)
+        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, *visible, softcap=case.softcap)
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:

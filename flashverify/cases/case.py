@@ -16,6 +16,9 @@ MASKS = ("full", "causal", "causal-topleft")
 
 MAX_HEAD_DIM = 256
 
+SOFTCAP_RANGE = (2.0**-20, 2.0**40)
+"""Smallest and largest softcap: beyond it, all logits would be equal or none would be changed."""
+
 LONGEST_ID = 1000
 """Characters of an id: far beyond any real case, and below what Python converts to an integer at once."""
 
@@ -26,7 +29,8 @@ _ID = re.compile(
     r"_n(?P<seqlen_q>\d+)x(?P<seqlen_k>\d+)_d(?P<head_dim>\d+)(?:x(?P<head_dim_v>\d+))?"
     rf"_(?P<mask>{_NAME})_(?P<regime>{_NAME})_(?P<layout>{_NAME})"
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
-    r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
+    r"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
@@ -40,7 +44,7 @@ _OPTIONAL = {"head_dim_v": 1, **dict.fromkeys(_WINDOW, 0)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
-    """One attention problem: shapes, heads, dtype, mask, scale, layout, input regime and seed.
+    """One attention problem: shapes, heads, dtype, mask, scale, softcap, layout, input regime and seed.
 
     Tensors are written B,H,N,D throughout the verifier: q and dO are (batch, heads_q, seqlen_q, head_dim), k and v are
     (batch, heads_kv, seqlen_k, head_dim); v and dO have head_dim_v columns, if that is given. Query head h reads key head
@@ -57,6 +61,7 @@ class AttentionCase:
         layout: name of a memory layout of q, k, v and dO (`layouts.py`).
         scale: softmax scale as an exact float64, or None for 1/sqrt(head_dim) as Python computes it
             (`head_dim ** -0.5`).
+        softcap: cap of the logits (cap·tanh(logit / cap), see `semantics.py`) as an exact float64, or None: no cap.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
         seed: seed of the inputs, >= 0.
 
@@ -79,6 +84,7 @@ class AttentionCase:
     regime: str = "normal"
     layout: str = "contiguous"
     scale: float | None = None
+    softcap: float | None = None
     lse_grad: bool = False
     seed: int = 0
 
@@ -125,6 +131,12 @@ class AttentionCase:
                 raise ValueError(f"scale: got {self.scale}, accepted are finite numbers and None")
             # One id a value: 2, 2.0 and numpy.float64(2) are the same scale.
             object.__setattr__(self, "scale", float(self.scale))
+        if self.softcap is not None:
+            if not isinstance(self.softcap, (int, float)) or isinstance(self.softcap, bool):
+                raise TypeError(f"softcap: got {self.softcap!r}, accepted are numbers from 2**-20 to 2**40 and None")
+            if not SOFTCAP_RANGE[0] <= self.softcap <= SOFTCAP_RANGE[1]:
+                raise ValueError(f"softcap: got {self.softcap}, accepted are numbers from 2**-20 to 2**40 and None")
+            object.__setattr__(self, "softcap", float(self.softcap))
 
     @property
     def id(self) -> str:
@@ -142,6 +154,8 @@ class AttentionCase:
         parts += [f"{name.removeprefix('window_')}{getattr(self, name)}" for name in _WINDOW if getattr(self, name) is not None]
         if self.scale is not None:
             parts.append(f"scale{self.scale!r}")
+        if self.softcap is not None:
+            parts.append(f"cap{self.softcap!r}")
         if self.lse_grad:
             parts.append("dlse")
         parts.append(f"s{self.seed}")
@@ -152,7 +166,7 @@ class AttentionCase:
         """Rebuild the case from its id.
 
         Raises:
-            ValueError: if the text is not a case id as `id` writes it (no leading zeros, scale as Python repeats it).
+            ValueError: if the text is not a case id as `id` writes it (no leading zeros, numbers as Python repeats them).
         """
         example = cls(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64, mask="causal").id
         match = _ID.fullmatch(case_id) if len(case_id) <= LONGEST_ID else None
@@ -161,8 +175,8 @@ class AttentionCase:
         fields: dict[str, str | None] = match.groupdict()
         words = {name: text for name in ("dtype", "mask", "regime", "layout") if (text := fields[name]) is not None}
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
-        scale = None if fields["scale"] is None else float(fields["scale"])
-        case = cls(**words, **numbers, scale=scale, lse_grad=fields["lse_grad"] is not None)  # type: ignore[arg-type]
+        factors = {name: float(text) for name in ("scale", "softcap") if (text := fields[name]) is not None}
+        case = cls(**words, **numbers, **factors, lse_grad=fields["lse_grad"] is not None)  # type: ignore[arg-type]
         if case.id != case_id:
             raise ValueError(f"case id: got {case_id!r}, accepted is its canonical form {case.id}")
         return case
@@ -179,7 +193,7 @@ class AttentionCase:
 
     @property
     def softmax_scale(self) -> float:
-        """The scale that multiplies QKᵀ, an exact float64."""
+        """The scale that multiplies QKᵀ, before any softcap; an exact float64."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
     @property
@@ -198,6 +212,8 @@ class AttentionCase:
             found.add("cross-length")
         if self.scale is not None:
             found.add("scale")
+        if self.softcap is not None:
+            found.add("softcap")
         if self.lse_grad:
             found.add("dlse")
         if self.layout != "contiguous":

@@ -1,6 +1,8 @@
 """Regimes whose logits are designed: which key a query attends to, and how the maximum moves, is known beforehand.
 
 Designed logits hold for any scale within `sampling.DESIGN_SCALES`, negative ones included; outside they stay finite.
+They are designed as they are before a softcap: with one, their order holds, and what is promised of their size and gaps
+does not.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ HEADS = ((1, 1), (4, 2), (6, 2), (8, 1), (3, 3))
 WINDOWS = ((0, None), (16, None), (31, None), (33, 0), (64, 32), (None, 15), (100, 129), (5, 7))
 """(left, right) sides of windows; a causal mask takes the left one alone."""
 
+SOFTCAPS = (1.0, 15.0, 30.0, 50.0)
+
 SCALES = (0.0, 1.0, -0.125, -1.0, 0.1, 2.0, 1e-05, 1e-30)
 
 TWO_MASKS = ("full", "causal")
@@ -216,6 +218,34 @@ def _windows() -> Iterator[AttentionCase]:
         )
 
 
+def _softcaps() -> Iterator[AttentionCase]:
+    """Softcaps x dtype, full, causal and with a window: logits below the cap, at it and far beyond; few negative scales."""
+    shapes = ((130, 130, 64), (257, 300, 128), (100, 257, 40), (300, 129, 64), (64, 200, 128))
+    windows = ((33, 0), (16, None), (None, 15), (64, 32))
+    for index, (softcap, dtype, view) in enumerate(product(SOFTCAPS, DTYPES, (*TWO_MASKS, "window"))):
+        # Every view meets every regime in every dtype, and at every cap.
+        turn = index // 12 + index // 3 + index % 3
+        seqlen_q, seqlen_k, head_dim = shapes[index % len(shapes)]
+        heads_q, heads_kv = ((1, 1), (4, 2), (2, 2), (3, 1), (1, 1))[(index + index // 5) % 5]
+        left, right = windows[(index // 3 + index // 6) % len(windows)] if view == "window" else (None, None)
+        yield AttentionCase(
+            dtype=dtype,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=head_dim,
+            mask="causal" if view == "causal" else "full",
+            window_left=left,
+            window_right=right,
+            regime=("normal", "large", "copy", "key-offset")[turn % 4],
+            scale=-1.0 if index % 15 == 1 else None,
+            softcap=softcap,
+            lse_grad=index % 7 in {1, 4},
+            seed=index % 3,
+        )
+
+
 def _decoding() -> Iterator[AttentionCase]:
     """Few queries against many keys x dtype, full and causal, with grouped heads."""
     lengths = product((1, 2, 5), (1, 17, 128, 1000, 4095))
@@ -312,6 +342,27 @@ def _smoke_windows() -> Iterator[AttentionCase]:
         )
 
 
+def _smoke_softcaps() -> Iterator[AttentionCase]:
+    """Softcaps in every dtype: one that bends every logit and one that models have, causal and with a window."""
+    for index, dtype in enumerate(DTYPES):
+        plain = AttentionCase(dtype=dtype, seqlen_q=33, seqlen_k=33, head_dim=16)
+        yield plain.replace(
+            mask="causal",
+            regime=("normal", "large")[index // 2],
+            softcap=(2.0, 30.0)[index % 2],
+            lse_grad=index in {1, 2},
+        )
+        yield plain.replace(
+            seqlen_q=(20, 47)[index // 2],
+            seqlen_k=(47, 33)[index // 2],
+            window_left=(20, None, 5, 18)[index],
+            window_right=(None, 5, 3, 2)[index],
+            regime=("large", "normal")[index // 2],
+            softcap=(30.0, 2.0)[index % 2],
+            lse_grad=index in {0, 3},
+        )
+
+
 def _smoke_distributions() -> Iterator[AttentionCase]:
     """The fewest rows and features in which the distribution of errors speaks."""
     for dtype, mask in product(("fp16", "bf16", "fp32"), MASKS[:2]):
@@ -352,13 +403,14 @@ _STANDARD = (
     _layouts,
     _scales,
     _windows,
+    _softcaps,
     _decoding,
     _distributions,
     _empty,
 )
 
 MATRICES: dict[str, tuple[Builder, ...]] = {
-    "smoke": (_smoke_regimes, _smoke_features, _smoke_windows, _smoke_distributions),
+    "smoke": (_smoke_regimes, _smoke_features, _smoke_windows, _smoke_softcaps, _smoke_distributions),
     "standard": _STANDARD,
     "full": (*_STANDARD, _very_long),
 }

@@ -90,6 +90,7 @@ def cancelling_output(source: Source) -> Values:
     """Queries of a key head nearly equal, values projected so that the last row's P·V is nearly 0 while P·|V| is not.
 
     Weights are in one pattern for all rows, so that their rounding errors add up in the same direction in every row.
+    They are the weights without a softcap: with one, P·V cancels less.
     """
     case = source.case
     values = source.normals()

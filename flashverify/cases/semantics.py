@@ -1,19 +1,24 @@
 """The mathematical definition of attention that every oracle uses.
 
-    S = scale·QKᵀ,   P_ij = exp(S_ij - lse_i) for visible (i, j), else 0,   lse_i = ln sum_j exp(S_ij),   out = P·V
+    X = scale·QKᵀ,   S = cap·tanh(X / cap) with a softcap, else X
+    P_ij = exp(S_ij - lse_i) for visible (i, j), else 0,   lse_i = ln sum_j exp(S_ij),   out = P·V
 
-Visibility is stated once in scalar form (for mpmath and balls) and once vectorised (for float64); a test holds them
-equal. A row that sees no key has out = 0, lse = -inf and zero gradients.
+Visibility and the cap are each stated once in scalar form (for mpmath and balls) and once vectorised (for float64);
+tests hold them equal. A row that sees no key has out = 0, lse = -inf and zero gradients.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flashverify.cases.case import AttentionCase
 
 if TYPE_CHECKING:
     import torch
+
+Number: TypeAlias = Any
+"""A number of mpmath's, or a ball."""
 
 
 def _position(case: AttentionCase) -> int:
@@ -74,3 +79,51 @@ def visible_mask(case: AttentionCase, rows: torch.Tensor, columns: torch.Tensor)
 def key_head(case: AttentionCase, query_head: int) -> int:
     """The key head that a query head reads."""
     return query_head // case.group_size
+
+
+def capped_scalar(case: AttentionCase, x: Number, tanh: Callable[[Number], Number]) -> Number:
+    """The logit of a scaled score x: cap·tanh(x / cap), or x itself without a cap (scalar form).
+
+    Args:
+        case: the case.
+        x: scale·q·k, a number that takes float64 factors as exact.
+        tanh: the hyperbolic tangent of such numbers.
+    """
+    return x if case.softcap is None else case.softcap * tanh(x / case.softcap)
+
+
+def cap_slope_scalar(case: AttentionCase, x: Number, sech: Callable[[Number], Number]) -> Number:
+    """The derivative of `capped_scalar` by x: 1 - tanh²(x / cap), as sech², which does not cancel; 1 without a cap.
+
+    Args:
+        case: the case.
+        x: scale·q·k, a number that takes float64 factors as exact.
+        sech: the hyperbolic secant of such numbers.
+    """
+    if case.softcap is None:
+        return 1
+    root = sech(x / case.softcap)
+    return root * root  # the power of a ball about zero can be NaN
+
+
+def capped(case: AttentionCase, x: torch.Tensor) -> torch.Tensor:
+    """The logits of scaled scores, cap·tanh(x / cap), or x itself without a cap (vectorised form of `capped_scalar`).
+
+    Differentiable by autograd, whose derivative 1 - tanh² cancels where tanh is near 1, other than `cap_slope`.
+
+    Args:
+        case: the case.
+        x: float64 tensor of scale·q·k; infinite ones become the cap, with their sign.
+    """
+    return x if case.softcap is None else case.softcap * (x / case.softcap).tanh()
+
+
+def cap_slope(case: AttentionCase, x: torch.Tensor) -> torch.Tensor:
+    """The derivative of `capped` by x, elementwise (vectorised form of `cap_slope_scalar`); ones without a cap.
+
+    4e / (1 + e)² with e = exp(-2 |x| / cap), which is 1/cosh²(x / cap), neither cancels nor overflows.
+    """
+    if case.softcap is None:
+        return x.new_ones(x.shape)
+    e = (-2 * (x / case.softcap).abs()).exp()
+    return 4 * e / (1 + e) ** 2

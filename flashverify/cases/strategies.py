@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from flashverify.cases.case import DTYPES, MASKS, MAX_HEAD_DIM, AttentionCase
+from flashverify.cases.case import DTYPES, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.matrices import HEAD_DIMS, TILE_EDGES
 from flashverify.cases.regimes import REGIMES
@@ -30,6 +30,17 @@ def any_scales() -> st.SearchStrategy[float | None]:
     return st.one_of(st.none(), st.floats(min_value=-largest, max_value=largest, allow_subnormal=True))
 
 
+def softcaps() -> st.SearchStrategy[float | None]:
+    """Caps of logits: mostly none, or one as models have it, or one small enough to bend every logit."""
+    return st.one_of(st.none(), st.none(), st.none(), st.sampled_from((30.0, 50.0, 15.0, 2.0, 0.5)))
+
+
+def any_softcaps() -> st.SearchStrategy[float | None]:
+    """Every softcap that a case can have, and None."""
+    smallest, largest = SOFTCAP_RANGE
+    return st.one_of(st.none(), st.floats(min_value=smallest, max_value=largest))
+
+
 @st.composite
 def cases(
     draw: st.DrawFn,
@@ -39,6 +50,7 @@ def cases(
     regimes: Sequence[str] = tuple(REGIMES),
     layouts: Sequence[str] = tuple(LAYOUTS),
     scales: st.SearchStrategy[float | None] = scales(),  # noqa: B008 (strategies are immutable)
+    softcaps: st.SearchStrategy[float | None] = softcaps(),  # noqa: B008
 ) -> AttentionCase:
     """Cases of a bounded size.
 
@@ -49,6 +61,7 @@ def cases(
         regimes: names of regimes.
         layouts: names of layouts.
         scales: strategy of the softmax scale.
+        softcaps: strategy of the cap of logits.
     """
     if max_elements < 1:
         raise ValueError(f"max_elements: got {max_elements}, accepted are integers >= 1")
@@ -81,6 +94,7 @@ def cases(
         regime=draw(st.sampled_from(regimes)),
         layout=draw(st.sampled_from(layouts)),
         scale=draw(scales),
+        softcap=draw(softcaps),
         lse_grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

@@ -54,6 +54,17 @@ class Coefficients:
         return 2.0 * self.unit * self.contract.division_ulps
 
     @property
+    def tanh(self) -> float:
+        """Largest relative error of tanh, formed of an exponential and a division (lemma 11)."""
+        roundings = 1.71 * self.contract.exp2_ulps + 3.73 + 2.0 * self.contract.division_ulps
+        return self.growth((1.0 + 2.0**-10) * roundings)
+
+    @property
+    def sech(self) -> float:
+        """Largest |ln(computed / true)| of sech² for its computed argument, but for what grows with the argument (lemma 12)."""
+        return self.unit * (1.0 + 2.0**-10) * (3.08 * self.contract.exp2_ulps + 5.0 + 2.0 * self.contract.division_ulps)
+
+    @property
     def multiplier(self) -> float:
         """Largest relative error of the logit multiplier c = scale·log2(e) as the kernel holds it."""
         return self.growth(self.contract.scale_roundings)

@@ -10,6 +10,9 @@ IMA J. Numer. Anal. 41, 2021):
     G_ij = W_ij (|dO||V|ᵀ + |dO|·(P|V|) + |dlse|) + P_ij |dO|·(W|V|)
     |dq| -> |scale| G|K|      |dk| -> |scale| Gᵀ|Q|      |dv| -> Wᵀ|dO|
 
+With a soft cap c and t = tanh(X / c): a_ij is multiplied by 1 - t² and grows by c|t|, the roundings of tanh itself; G_ij is
+multiplied by 1 - t², and grows by P_ij (|dO||V|ᵀ + ...) times what X does to 1 - t², 2|t|(1 - t²)|scale|·|Q||K|ᵀ / c.
+
 A distance of n unit roundoffs of these magnitudes is what relative errors of about n unit roundoffs in every product explain.
 """
 
@@ -46,7 +49,11 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
     dk, dv = torch.zeros_like(lanes.k), torch.zeros_like(lanes.v)
     for tile in lanes.tiles(tile_elements):
         take, put = tile.place.take, tile.place.put
-        amplification = scale * tile.score_magnitude
+        raw = scale * tile.score_magnitude
+        slope = tile.slope
+        amplification = raw * slope
+        if case.softcap is not None:
+            amplification = amplification + case.softcap * tile.score.abs()
         p = torch.where(tile.seen, torch.exp((tile.logit - take(known_lse)[..., None]).clamp(max=0.0)), 0.0)
         row = (p * amplification).sum(-1, keepdim=True)
         weight = p * (1.0 + amplification + row)
@@ -55,6 +62,9 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         delta = (dout * (p @ tile.v.abs())).sum(-1, keepdim=True)
         gradient = weight * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
         gradient = gradient + p * (dout * row_out).sum(-1, keepdim=True)
+        if case.softcap is not None:
+            plain = p * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
+            gradient = gradient * slope + plain * slope * 2.0 * tile.score.abs() * raw / case.softcap
         put(out, row_out)
         put(of_lse, take(of_lse) + row.squeeze(-1))
         put(dq, scale * (gradient @ tile.k.abs()))

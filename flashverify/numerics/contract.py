@@ -43,6 +43,8 @@ class Contract:
         exponent: how an exponent is formed from a score s. "scaled": s·c - m, fused or not, with lse in base 2 in the
             backward pass; "fused": the same, known to be one fused operation; "shifted": (s - m)·c, and
             (s·scale - lse)·log2(e) in the backward pass with the product rounded by itself.
+        cap_slope: how the derivative of a soft cap cap·tanh(x / cap) is formed. "tanh": 1 - tanh² of the rounded tanh, which
+            cancels near the cap; "sech": without cancellation.
         cuts_probability: whether the backward pass cuts the P that it recomputes from lse at 1.
         flushes_subnormals: whether results below the accumulator's smallest normal may become 0.
         block_q: query rows of a tile in the backward pass's walk over queries (dK, dV); the hard budget does not need it.
@@ -75,6 +77,7 @@ class Contract:
     operand_truncated: bool = False
     scale_roundings: int = 2
     exponent: Exponent = "scaled"
+    cap_slope: Literal["tanh", "sech"] = "tanh"
     cuts_probability: bool = False
     flushes_subnormals: bool = False
     block_q: int | None = None
@@ -108,5 +111,6 @@ ORACLE_FLOAT64 = Contract(
     log2_ulps=2.0,
     log2_absolute=0.0,
     division_ulps=0.5,
+    cap_slope="sech",
 )
 """The float64 oracles: whole rows, products in any order, exp and log within 2 ulp, division rounded to nearest."""

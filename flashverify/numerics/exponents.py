@@ -66,14 +66,57 @@ def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor, ceilin
     )
 
 
-def score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
-    """Bound of |computed z - true z| in base-2 units by the dot product alone, (c, r, n) (lemma 3)."""
-    multiplier, tiny = abs(tile.scale) * LOG2E, coefficients.tiny
+def product_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
+    """Bound of the error of the product of q and k, (c, r, n) (lemma 2)."""
     head_dim = tile.q.shape[-1]
-    dot = coefficients.score_dot(head_dim) * tile.score_magnitude + 2.0 * head_dim * tiny
+    return coefficients.score_dot(head_dim) * tile.score_magnitude + 2.0 * head_dim * coefficients.tiny
+
+
+def raw_score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
+    """Bound of |computed S - true S|, (c, r, n): that of the dot product, and of tanh with a soft cap (lemmas 3 and 11).
+
+    tanh is steepest, on the way between its true argument and the computed one, at the end that is nearer to 0.
+    """
+    dot = product_error(tile, coefficients)
+    if tile.case.softcap is None:
+        return dot
+    argument, moved = capped_argument(tile, coefficients, tile.case.softcap, dot)
+    carried = (moved / torch.cosh((argument - moved).clamp(min=0.0, max=LARGEST_EXPONENT)).square()).clamp(max=2.0)
+    return carried + coefficients.tanh * (tile.score.abs() + carried).clamp(max=1.0) + 2.0 * coefficients.tiny
+
+
+def capped_argument(tile: Tile, coefficients: Coefficients, cap: float, dot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """|product·(scale / cap)|, what tanh is taken of, and how far the kernel's may be from it; `dot` is the product's error."""
+    inner, tiny = abs(tile.softmax_scale) / cap, coefficients.tiny
+    # the quotient, its rounding to the accumulator's format, and the product; the quotient may underflow
+    underflow = tiny if inner < 4.0 * coefficients.contract.accumulator.smallest_normal else 0.0
+    rounded = coefficients.growth(3.0)
+    moved = (inner * (1.0 + rounded) + underflow) * dot + (inner * rounded + underflow) * tile.product.abs() + tiny
+    return inner * tile.product.abs(), moved
+
+
+def slope_error(tile: Tile, coefficients: Coefficients, cap: float) -> torch.Tensor:
+    """Bound of the error of a soft cap's derivative, (c, r, n) (lemma 12)."""
+    unit, tiny, slope = coefficients.unit, coefficients.tiny, tile.slope
+    if coefficients.contract.cap_slope == "sech":
+        argument, moved = capped_argument(tile, coefficients, cap, product_error(tile, coefficients))
+        # |d ln sech²(x) / dx| <= 2, and the exponential's argument is rounded twice
+        changed = 2.0 * moved + coefficients.sech + 6.2 * unit * (argument + moved)
+        return (slope * torch.expm1(changed.clamp(max=LARGEST_EXPONENT))).clamp(max=1.0) + 4.0 * tiny
+    error = raw_score_error(tile, coefficients)
+    square = error * (2.0 * tile.score.abs() + error)
+    square = square + unit * (tile.score.square() + square) + tiny
+    return square + unit * (slope + square)
+
+
+def score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
+    """Bound of |computed z - true z| in base-2 units by the score alone, (c, r, n) (lemma 3)."""
+    multiplier = abs(tile.scale) * LOG2E
+    error = raw_score_error(tile, coefficients)
     # c itself, or the scale that it is formed from, may underflow
-    underflow = tiny if multiplier < 4.0 * coefficients.contract.accumulator.smallest_normal else 0.0
-    return multiplier * (1.0 + coefficients.multiplier) * dot + underflow * (tile.score_magnitude + dot)
+    underflow = coefficients.tiny if multiplier < 4.0 * coefficients.contract.accumulator.smallest_normal else 0.0
+    largest = tile.score_magnitude if tile.case.softcap is None else tile.score.abs()
+    return multiplier * (1.0 + coefficients.multiplier) * error + underflow * (largest + error)
 
 
 def logit_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
@@ -178,6 +221,8 @@ def evaluation_slack(tile: Tile, lse: torch.Tensor) -> torch.Tensor:
     exponents' worth because p enters numerators and denominators.
     """
     terms = float(tile.k.shape[1] + tile.q.shape[-1] + 64)
-    logits = abs(tile.scale) * row_maximum(tile.score_magnitude, tile.seen)
+    logits = abs(tile.softmax_scale) * row_maximum(tile.score_magnitude, tile.seen)
+    if tile.case.softcap is not None:  # tanh moves logits no farther apart, and errs by a few roundings of its own
+        logits = logits + tile.case.softcap
     exponent = EVALUATION_UNIT * ((tile.q.shape[-1] + 4.0) * logits + 4.0 * lse.abs() + terms)
     return torch.expm1(4.0 * exponent)

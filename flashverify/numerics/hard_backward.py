@@ -23,6 +23,7 @@ from flashverify.numerics.exponents import (
     backward_exponent,
     evaluation_slack,
     perturbed_weights,
+    slope_error,
 )
 from flashverify.numerics.formats import EVALUATION_UNIT
 from flashverify.numerics.hard_forward import ForwardBudget
@@ -79,7 +80,8 @@ class ScoreGradients:
         weights: P and its largest change by exponent errors.
         weight_error: largest error of the kernel's P as it enters Pᵀ·dO, cast included.
         delta_error: largest error of D, (c, r, 1): common to all keys of a row.
-        ds: true dS.
+        ds: true dS, the gradient of scale·q·k: behind a soft cap, if there is one.
+        slope: derivative of the soft cap, or None if there is none.
         local: largest error of the kernel's dS as it enters dq and dk, cast included, but for the first-order effect of D's.
         delta_reach: largest magnitude on the way to the kernel's D, (c, r, 1).
         difference_reach: largest magnitude on the way to the kernel's dP - D, for pairs that are not seen too.
@@ -92,14 +94,20 @@ class ScoreGradients:
     weight_error: torch.Tensor
     delta_error: torch.Tensor
     ds: torch.Tensor
+    slope: torch.Tensor | None
     local: torch.Tensor
     delta_reach: torch.Tensor
     difference_reach: torch.Tensor
 
     @property
+    def common(self) -> torch.Tensor:
+        """The derivative of dS by -D: P, times the slope of a soft cap."""
+        return self.weights.p if self.slope is None else self.weights.p * self.slope
+
+    @property
     def error(self) -> torch.Tensor:
         """Largest error of the kernel's dS, that of D included."""
-        return self.local + self.weights.p * self.delta_error
+        return self.local + self.common * self.delta_error
 
 
 def score_gradients(
@@ -208,10 +216,16 @@ def _score_gradients(
         largest_weight = weights.p + weight_error
     local = weight_change * reached + weights.p * difference_error
     local = local + unit * largest_weight * reached + tiny
-    ds = weights.p * difference
-    magnitude = ds.abs() + local + weights.p * delta.error
+    ds, slope = weights.p * difference, None
+    common = weights.p * delta.error
+    if tile.case.softcap is not None:
+        slope = tile.slope
+        local = _behind_cap(tile, coefficients, slope, ds, local, common)
+        ds, common = ds * slope, common * slope
+    magnitude = ds.abs() + local + common
     # what an absolute 1 of the rounded numbers is worth in dS
-    floor = 1.0 / abs(tile.scale) if contract.score_gradient_scaled and tile.scale else 1.0
+    scale = abs(tile.softmax_scale)
+    floor = 1.0 / scale if contract.score_gradient_scaled and scale else 1.0
     local = local + coefficients.cast(contract.score_gradient, magnitude, floor)
     local = torch.where(weights.unbounded, torch.inf, local)
     return ScoreGradients(
@@ -222,10 +236,35 @@ def _score_gradients(
         weight_error=_or_zero(weight_error, tile.seen),
         delta_error=delta.error,
         ds=_or_zero(ds, tile.seen),
+        slope=slope,
         local=_or_zero(local, tile.seen),
         delta_reach=delta.reach,
         difference_reach=reached + delta.dlse.abs(),
     )
+
+
+def _behind_cap(
+    tile: Tile,
+    coefficients: Coefficients,
+    slope: torch.Tensor,
+    ds: torch.Tensor,
+    local: torch.Tensor,
+    common: torch.Tensor,
+) -> torch.Tensor:
+    """The error of dS·(1 - t²), but for the first-order effect of D's (lemma 12).
+
+    Args:
+        tile: the tile.
+        coefficients: the contract's coefficients.
+        slope: the true 1 - t².
+        ds: the true gradient of the capped logit.
+        local: largest error of the kernel's, but for that by D.
+        common: that by D.
+    """
+    unit, tiny = coefficients.unit, coefficients.tiny
+    assert tile.case.softcap is not None
+    error = slope * local + slope_error(tile, coefficients, tile.case.softcap) * (ds.abs() + local + common)
+    return error + unit * (slope * (ds.abs() + common) + error) + tiny
 
 
 def _dq_error(gradients: ScoreGradients) -> torch.Tensor:
@@ -234,12 +273,12 @@ def _dq_error(gradients: ScoreGradients) -> torch.Tensor:
     The error of D is common to a row, so it meets the sum over keys P·K itself and not its sum of magnitudes.
     """
     tile, coefficients = gradients.tile, gradients.coefficients
-    scale = abs(tile.scale)
+    scale = abs(tile.softmax_scale)
     keys = tile.k.abs()
     accumulation = coefficients.gradient_dot(tile.lengths)
     error = gradients.error
     magnitudes = (gradients.ds.abs() + error) * accumulation + gradients.local
-    common = gradients.delta_error * (gradients.weights.p @ tile.k).abs()
+    common = gradients.delta_error * (gradients.common @ tile.k).abs()
     events = (2.0 * tile.lengths + 2.0) * coefficients.tiny
     evaluation = EVALUATION_UNIT * (tile.lengths + max(tile.k.shape[-1], tile.v.shape[-1]) + 64.0)
     value = (gradients.ds @ tile.k).abs() + evaluation * (gradients.ds.abs() @ keys)

@@ -102,8 +102,11 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     operands = contract.dot.pieces if isinstance(contract.dot, SplitProducts) else accumulator
     slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + max(tile.q.shape[-1], tile.v.shape[-1]))
     scores = slack * _largest(tile.score_magnitude)
-    logits = scores * abs(tile.scale) * LOG2E
     yield "a score", scores, accumulator
+    if tile.case.softcap is not None:
+        yield "what tanh is taken of", scores * abs(tile.softmax_scale) / tile.case.softcap, accumulator
+        scores = 1.0 + gradients.coefficients.tanh
+    logits = scores * abs(tile.scale) * LOG2E
     yield "a logit", logits, accumulator
     if contract.exponent == "shifted":
         # the heaviest key's weight is 1, but the distance of two raw scores is formed before it is scaled

@@ -64,6 +64,25 @@ class Moments:
         return (2.0 * self.unit * self.contract.division_ulps) ** 2 / 3.0 * INVERSE_SIGNIFICAND_SQUARED
 
     @property
+    def tanh(self) -> float:
+        """Relative variance of tanh, from above: where an exponential is in it, its error counts 0.85 times (lemma 11)."""
+        return 4.0 * self.rounding + self.division + 0.73 * self.exponential
+
+    def slope(self, argument: torch.Tensor) -> torch.Tensor:
+        """Relative variance of sech² for its computed argument: it grows with the exponential's, rounded twice (lemma 12)."""
+        return 2.4 * self.exponential + 5.0 * self.rounding + self.division + 2.0 * self.rounding * (3.1 * argument).square()
+
+    @property
+    def slope_mean(self) -> float:
+        """Largest size of the mean relative error of sech²: its exponential is in it up to 1.54 times."""
+        return 1.54 * self.exponential_mean
+
+    @property
+    def tanh_mean(self) -> float:
+        """Largest size of the mean relative error of tanh: that of its exponential."""
+        return 0.86 * self.exponential_mean
+
+    @property
     def multiplier(self) -> float:
         """Largest relative error of the logit multiplier, or of the scale: the same for every logit, so a bias."""
         return self.contract.scale_roundings * self.unit

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import key_head, visible_mask
+from flashverify.cases.semantics import capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.calibration import ROUNDED
 from flashverify.numerics.contract import Contract
@@ -88,12 +88,13 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
     every_column = torch.arange(case.seqlen_k, device=device)
     for head in range(case.heads_q):
         q, k = inputs.q[:, head].double(), inputs.k[:, key_head(case, head)].double()
-        of_rows, seen_by_rows = q[:, rows] @ k.mT, visible_mask(case, rows, every_column)
-        if _repeats(of_rows, seen_by_rows, _uncertain(q[:, rows], k)):
+        of_rows, seen_by_rows = _logits(case, q[:, rows] @ k.mT), visible_mask(case, rows, every_column)
+        if _repeats(of_rows, seen_by_rows, _uncertain(case, contract, q[:, rows], k)):
             return "logits repeat within a row: equal weights are rounded alike"
-        if _repeats(k[:, columns] @ q.mT, visible_mask(case, every_row, columns).mT, _uncertain(k[:, columns], q)):
+        of_columns, seen_by_columns = _logits(case, k[:, columns] @ q.mT), visible_mask(case, every_row, columns).mT
+        if _repeats(of_columns, seen_by_columns, _uncertain(case, contract, k[:, columns], q)):
             return "logits repeat within a column: equal weights are rounded alike"
-        spread = abs(case.softmax_scale) * _deviation(of_rows, seen_by_rows)
+        spread = _deviation(of_rows, seen_by_rows)
         if bool((spread < 2.0 * (contract.probability or contract.accumulator).unit_roundoff).any()):
             return "weights of a row differ by less than a spacing: they are rounded alike"
     return None
@@ -112,11 +113,20 @@ def _repeats(scores: torch.Tensor, seen: torch.Tensor, uncertain: torch.Tensor) 
     return bool((equal.sum(-1) > TOLERATED_REPEATS * seen.sum(-1)).any())
 
 
-def _uncertain(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Twice the largest float64 error of the scores of each row, (batch, rows, 1): they are summed in any order."""
+def _logits(case: AttentionCase, products: torch.Tensor) -> torch.Tensor:
+    return capped(case, case.softmax_scale * products)
+
+
+def _uncertain(case: AttentionCase, contract: Contract, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """How far equal logits of each row may be apart, (batch, rows, 1).
+
+    Twice the largest float64 error of scores that are summed in any order; and capped logits are equal within a rounding of
+    the cap to the kernel.
+    """
     largest = columns.square().sum(-1).amax(-1)[..., None, None]
-    sizes = (rows.square().sum(-1, keepdim=True) * largest).sqrt()
-    return 2.0 * rows.shape[-1] * EVALUATION_UNIT * sizes
+    sizes = abs(case.softmax_scale) * (rows.square().sum(-1, keepdim=True) * largest).sqrt()
+    of_cap = 0.0 if case.softcap is None else contract.accumulator.unit_roundoff * case.softcap
+    return 2.0 * (rows.shape[-1] + 1.0) * EVALUATION_UNIT * sizes + of_cap
 
 
 def _deviation(scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

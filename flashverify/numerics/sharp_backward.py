@@ -21,7 +21,14 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.moments import Moments
-from flashverify.numerics.sharp_forward import ForwardSpread, feature_dot, score_shrinkage, score_variance
+from flashverify.numerics.sharp_forward import (
+    ForwardSpread,
+    argument_shrinkage,
+    argument_variance,
+    feature_dot,
+    score_shrinkage,
+    score_variance,
+)
 from flashverify.numerics.spread import Spread
 from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
 
@@ -109,7 +116,8 @@ class _Gradient:
         tile: the tile.
         moments: the contract's moments.
         p: P.
-        ds: dS.
+        common_weight: the derivative of dS by -D: P, times the slope of a soft cap.
+        ds: dS, behind a soft cap if there is one.
         weight_variance: variance of P as it enters Pᵀ·dO, but for what is common to a row.
         ds_variance: variance of dS as it enters dq and dk, but for what is common to a row.
         weight_cast, ds_cast: the parts of these two by their rounding to a 16-bit format.
@@ -125,6 +133,7 @@ class _Gradient:
     tile: Tile
     moments: Moments
     p: torch.Tensor
+    common_weight: torch.Tensor
     ds: torch.Tensor
     weight_variance: torch.Tensor
     ds_variance: torch.Tensor
@@ -158,7 +167,8 @@ class _Gradient:
             common = common + moments.rounding * lse.square()  # the product of lse and the constant
             converted = torch.where(seen, -lse, 0.0)
             rounded = logit.square() * (contract.exponent != "fused") + (logit - lse).square()
-        relative = score_variance(tile, moments) + moments.rounding * rounded + moments.exponential
+        by_score, shrinkage = score_variance(tile, moments), score_shrinkage(tile, moments)
+        relative = by_score + moments.rounding * rounded + moments.exponential
 
         out, dout = take(rows.out), tile.dout
         delta = (dout * out).sum(-1, keepdim=True)
@@ -170,12 +180,20 @@ class _Gradient:
         difference = dout @ tile.v.mT - value
         dp_variance = feature_dot(dout, tile.v, moments)
         dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), float(tile.v.shape[-1]))
-        ds = p * difference
+        ds, slope = p * difference, tile.slope
         ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
+        ds_bias = p * dp_bias
         cast = moments.weight_cast(contract.probability, p)
         if contract.score_gradient_of_rounded:
             ds_variance = ds_variance + cast * difference.square()
-        factor = abs(tile.scale) if contract.score_gradient_scaled and tile.scale else 1.0
+        if tile.case.softcap is not None:
+            rest = slope.square() * (ds_variance - ds.square() * by_score)
+            ds_variance = rest + ds.square() * _capped_variance(tile, moments, tile.case.softcap, by_score)
+            bent = 2.0 * tile.score.abs() / tile.case.softcap * argument_shrinkage(tile, moments) + moments.slope_mean
+            ds_bias = slope * ds_bias + ds.abs() * slope * bent
+            ds = ds * slope
+        scale = abs(tile.softmax_scale)
+        factor = scale if contract.score_gradient_scaled and scale else 1.0
         ds_cast = moments.cast(contract.score_gradient, ds.abs(), factor)
         ds_variance = ds_variance + ds_cast
         weight_variance = p.square() * relative + cast
@@ -189,8 +207,9 @@ class _Gradient:
             weight_cast=torch.where(seen, cast, 0.0),
             ds_cast=torch.where(seen, ds_cast, 0.0),
             # a fraction that is close to 0 does not have the mean error of all fractions
-            weight_bias=score_shrinkage(tile, moments) + take(rows.lse_bias)[..., None] + moments.exponential_mean * (p > 0.5),
-            ds_bias=p * dp_bias,
+            weight_bias=shrinkage + take(rows.lse_bias)[..., None] + moments.exponential_mean * (p > 0.5),
+            ds_bias=ds_bias,
+            common_weight=p * slope,
             vanished_p=torch.where(moments.vanishing(contract.probability, p), p, 0.0),
             vanished_ds=torch.where(moments.vanishing(contract.score_gradient, ds.abs(), factor), ds, 0.0),
             common=common,
@@ -201,11 +220,26 @@ class _Gradient:
         )
 
 
+def _capped_variance(tile: Tile, moments: Moments, cap: float, by_score: torch.Tensor) -> torch.Tensor:
+    """Variance of P·(1 - t²) by the errors of tanh's argument, of t and of 1 - t², for a true P of 1, (c, r, n).
+
+    The argument moves P, by the slope 1 - t², and that slope itself, by -2t/cap of it: together, and against each other.
+    """
+    slope, bend = tile.slope, 2.0 * tile.score / cap
+    if moments.contract.cap_slope == "tanh":  # the slope is formed of t: what moves t moves both
+        roundings = tile.score.square().square() + 2.0 * slope.square()
+        return (slope - bend).square() * by_score + moments.rounding * roundings
+    argument = (tile.softmax_scale * tile.product).abs() / cap
+    of_argument = (slope - bend).square() * argument_variance(tile, moments)
+    own = moments.tanh * (cap * tile.score).square() + moments.slope(argument) + moments.rounding
+    return slope.square() * (of_argument + own)
+
+
 def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Bias and deviation of dq for the rows of a tile, and the part of it by casts, (c, r, d)."""
     tile, moments = gradient.tile, gradient.moments
     keys, squares, magnitudes = tile.k, tile.k.square(), tile.k.abs()
-    value, weighted = gradient.ds @ keys, gradient.p @ keys
+    value, weighted = gradient.ds @ keys, gradient.common_weight @ keys
     variance = gradient.ds_variance @ squares
     variance = variance + gradient.delta_variance * weighted.square() + gradient.common * value.square()
     variance = variance + moments.dot(gradient.ds.square() @ squares, value, tile.lengths)
@@ -215,7 +249,7 @@ def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     bias = bias + (gradient.vanished_ds @ keys).abs() + moments.exponential_mean * value.abs()
     bias = bias + moments.multiplier * (((gradient.ds * gradient.logit) @ keys).abs() + value.abs())
     bias = bias + moments.conversion * ((gradient.ds * gradient.converted) @ keys).abs()
-    scale = abs(tile.scale)
+    scale = abs(tile.softmax_scale)
     return scale * bias, scale * variance.sqrt(), scale * (gradient.ds_cast @ squares).sqrt()
 
 
@@ -268,7 +302,9 @@ class _Columns:
         tile, p, ds = gradient.tile, gradient.p, gradient.ds
         lanes, queries, cotangents = tile.place.lanes, tile.q, tile.dout
         shared_by_dv = (gradient.common * p.square()).mT @ cotangents.square()
-        shared_by_dk = (gradient.delta_variance * p.square() + gradient.common * ds.square()).mT @ queries.square()
+        shared_by_dk = (
+            gradient.delta_variance * gradient.common_weight.square() + gradient.common * ds.square()
+        ).mT @ queries.square()
         self.dv[lanes] += p.mT @ cotangents
         self.dk[lanes] += ds.mT @ queries
         self.dv_casts[lanes] += gradient.weight_cast.mT @ cotangents.square()
@@ -280,7 +316,7 @@ class _Columns:
         self.dv_squares[lanes] += p.square().mT @ cotangents.square()
         self.dk_squares[lanes] += ds.square().mT @ queries.square()
         self.dv_bias[lanes] += (p * gradient.weight_bias).mT @ cotangents.abs()
-        of_ds_bias = ds.abs() * gradient.weight_bias + gradient.ds_bias + p * gradient.delta_bias
+        of_ds_bias = ds.abs() * gradient.weight_bias + gradient.ds_bias + gradient.common_weight * gradient.delta_bias
         self.dk_bias[lanes] += of_ds_bias.mT @ queries.abs()
         self.dv_logit[lanes] += (p * gradient.logit).mT @ cotangents
         self.dk_logit[lanes] += (ds * gradient.logit).mT @ queries

@@ -129,8 +129,17 @@ class _Rows:
 
 
 def score_variance(tile: Tile, moments: Moments) -> torch.Tensor:
-    """Variance of a logit by the dot product of q and k, natural units, (c, r, n)."""
-    return tile.scale**2 * feature_dot(tile.q, tile.k, moments)
+    """Variance of a logit by its score, natural units, (c, r, n): the dot product of q and k, and tanh with a soft cap."""
+    cap = tile.case.softcap
+    if cap is None:
+        return tile.softmax_scale**2 * feature_dot(tile.q, tile.k, moments)
+    return tile.slope.square() * argument_variance(tile, moments) + moments.tanh * (cap * tile.score).square()
+
+
+def argument_variance(tile: Tile, moments: Moments) -> torch.Tensor:
+    """Variance of what a soft cap is taken of, scale·q·k, natural units, (c, r, n): the dot product, and one rounding."""
+    by_product = tile.softmax_scale**2 * feature_dot(tile.q, tile.k, moments)
+    return by_product + moments.rounding * (tile.softmax_scale * tile.product).square()
 
 
 def feature_dot(rows: torch.Tensor, columns: torch.Tensor, moments: Moments) -> torch.Tensor:
@@ -151,8 +160,20 @@ def feature_dot(rows: torch.Tensor, columns: torch.Tensor, moments: Moments) -> 
 
 
 def score_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:
-    """Largest mean error of a logit by truncation in the dot product, natural units, (c, r, n)."""
-    return abs(tile.scale) * moments.dot_bias(tile.score.abs(), float(tile.q.shape[-1]))
+    """Largest mean error of a logit by its score, natural units, (c, r, n).
+
+    That is truncation in the dot product; with a soft cap the multiplier of tanh's argument too, and tanh's own mean.
+    """
+    cap = tile.case.softcap
+    if cap is None:
+        return abs(tile.softmax_scale) * moments.dot_bias(tile.product.abs(), float(tile.q.shape[-1]))
+    return tile.slope * argument_shrinkage(tile, moments) + moments.tanh_mean * cap * tile.score.abs()
+
+
+def argument_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:
+    """Largest mean error of what a soft cap is taken of, scale·q·k, natural units, (c, r, n)."""
+    by_product = abs(tile.softmax_scale) * moments.dot_bias(tile.product.abs(), float(tile.q.shape[-1]))
+    return by_product + moments.multiplier * (tile.softmax_scale * tile.product).abs()
 
 
 def _relative_variance(tile: Tile, moments: Moments, gap: torch.Tensor, exponentials: torch.Tensor) -> torch.Tensor:

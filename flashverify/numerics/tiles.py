@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import visible_mask
+from flashverify.cases.semantics import cap_slope, capped, visible_mask
 from flashverify.cases.tensors import Inputs
 
 TILE_ELEMENTS = 2**24
@@ -50,9 +50,10 @@ class Tile:
         k, v: (c, n, d).
         seen: bool (r, n), whether a row sees a key.
         lengths: (r, 1), number of keys that each row sees.
-        scale: the softmax scale.
-        score: S = q·kᵀ, (c, r, n).
+        case: the case.
+        product: q·kᵀ, (c, r, n).
         score_magnitude: A = |q|·|k|ᵀ, (c, r, n).
+        score: S, what the exponent multiplies: the product, or tanh(softmax scale·product / cap) with a soft cap, (c, r, n).
     """
 
     place: Place
@@ -62,9 +63,25 @@ class Tile:
     dout: torch.Tensor
     seen: torch.Tensor
     lengths: torch.Tensor
-    scale: float
-    score: torch.Tensor
+    case: AttentionCase
+    product: torch.Tensor
     score_magnitude: torch.Tensor
+    score: torch.Tensor
+
+    @property
+    def softmax_scale(self) -> float:
+        """What multiplies the product of q and k, and the gradients of both."""
+        return self.case.softmax_scale
+
+    @property
+    def scale(self) -> float:
+        """What multiplies a score in the logit: the softmax scale, or the soft cap."""
+        return self.case.softmax_scale if self.case.softcap is None else self.case.softcap
+
+    @property
+    def slope(self) -> torch.Tensor:
+        """Derivative of a logit by softmax scale·product, 1 or sech² of what tanh is taken of, (c, r, n)."""
+        return cap_slope(self.case, self.softmax_scale * self.product)
 
     @property
     def logit(self) -> torch.Tensor:
@@ -108,6 +125,9 @@ class Lanes:
         rows = torch.arange(place.rows.start, place.rows.stop, device=q.device)
         columns = torch.arange(self.case.seqlen_k, device=q.device)
         seen = visible_mask(self.case, rows, columns).repeat(place.group, 1)
+        product = q @ k.mT
+        cap = self.case.softcap
+        score = product if cap is None else capped(self.case, self.case.softmax_scale * product) / cap
         return Tile(
             place=place,
             q=q,
@@ -116,9 +136,10 @@ class Lanes:
             dout=place.take(self.dout),
             seen=seen,
             lengths=seen.sum(-1, keepdim=True).double(),
-            scale=self.case.softmax_scale,
-            score=q @ k.mT,
+            case=self.case,
+            product=product,
             score_magnitude=q.abs() @ k.abs().mT,
+            score=score,
         )
 
 

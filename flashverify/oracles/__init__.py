@@ -13,5 +13,9 @@ Each has `forward(case, inputs) -> (out, lse)`, `backward(case, inputs, out, lse
     D_i = sum_d dout_id out_id,   dP = dout·Vᵀ,   dS_ij = P_ij (dP_ij - D_i + dlse_i)
     dq = scale·dS·K,   dk = scale·sum_group dSᵀ·Q,   dv = sum_group Pᵀ·dout
 
-They share the statement of visibility and of the key head (`cases/semantics.py`), and no arithmetic.
+With a softcap, cap·tanh(scale·q_i·k_j / cap) stands for the logit in P, and dS_ij is multiplied by that function's
+derivative, 1/cosh²(scale·q_i·k_j / cap).
+
+They share the statement of visibility, of the key head and of the cap (`cases/semantics.py`: mpmath and balls its
+scalar form, float64 the vectorised one), and no other arithmetic.
 """

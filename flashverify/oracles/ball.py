@@ -1,6 +1,7 @@
 """The rigorous oracle: attention and its gradients in ball arithmetic (Johansson, Arb, IEEE Trans. Computers 66, 2017).
 
-    X = scale·QKᵀ,   c_i = an exact point at the largest visible X_ij,   lse_i = c_i + ln sum_j exp(X_ij - c_i)
+    X = scale·QKᵀ,   S = X or, with a softcap, cap·tanh(X / cap)
+    c_i = an exact point at the largest visible S_ij,   lse_i = c_i + ln sum_j exp(S_ij - c_i)
 
 and the backward pass of `flashverify.oracles`. Every intermediate is a ball that holds the exact value, whatever the
 rounding, so that the result's radius is a proof. The shift by c_i keeps ln's argument between 1 and seqlen_k. Where
@@ -22,7 +23,7 @@ import torch
 from flint import arb, arb_mat, ctx
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import key_head, visible
+from flashverify.cases.semantics import cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import TENSORS, Inputs, Outputs
 from flashverify.oracles.enclosure import EnclosedTensor, Enclosure, enclosed_tensor, is_sharp
 from flashverify.oracles.shapes import require_forward, require_inputs
@@ -160,13 +161,15 @@ def _group(case: AttentionCase, sees: list[list[bool]], heads: list[_Head], *, b
     dk, dv = arb_mat(case.seqlen_k, case.head_dim), arb_mat(case.seqlen_k, case.value_dim)
     for head in heads:
         x = (head.q * head.k.transpose()) * scale
+        s = x if case.softcap is None else _entrywise(x, lambda entry: capped_scalar(case, entry, arb.tanh))
         out, lse = head.out, head.lse
         if out is None or lse is None:
-            out, lse = _softmax_product(sees, x, head.v)
+            out, lse = _softmax_product(sees, s, head.v)
         values["out"] += out.entries()
         values["lse"] += lse
         if backward:
-            p, ds = _score_gradient(sees, x, head, out, lse)
+            slope = None if case.softcap is None else _entrywise(x, lambda entry: cap_slope_scalar(case, entry, arb.sech))
+            p, ds = _score_gradient(sees, s, slope, head, out, lse)
             values["dq"] += ((ds * head.k) * scale).entries()
             dk += (ds.transpose() * head.q) * scale
             dv += p.transpose() * head.dout
@@ -175,7 +178,11 @@ def _group(case: AttentionCase, sees: list[list[bool]], heads: list[_Head], *, b
     return {name: _Sum(values[name], terms[name]) for name in TENSORS}
 
 
-def _softmax_product(sees: list[list[bool]], x: Matrix, v: Matrix) -> tuple[Matrix, list[Arb]]:
+def _entrywise(matrix: Matrix, function: Callable[[Arb], Arb]) -> Matrix:
+    return arb_mat(matrix.nrows(), matrix.ncols(), [function(entry) for entry in matrix.entries()])
+
+
+def _softmax_product(sees: list[list[bool]], s: Matrix, v: Matrix) -> tuple[Matrix, list[Arb]]:
     """One head's out and lse."""
     weights, lse = [], []
     for i, row in enumerate(sees):
@@ -183,16 +190,18 @@ def _softmax_product(sees: list[list[bool]], x: Matrix, v: Matrix) -> tuple[Matr
             weights += [arb(0)] * len(row)
             lse.append(arb.neg_inf())
             continue
-        point = max(x[i, j].mid() for j, seen in enumerate(row) if seen)
-        terms = [(x[i, j] - point).exp() if seen else arb(0) for j, seen in enumerate(row)]
+        point = max(s[i, j].mid() for j, seen in enumerate(row) if seen)
+        terms = [(s[i, j] - point).exp() if seen else arb(0) for j, seen in enumerate(row)]
         total = sum(terms, arb(0))
         weights += [term / total for term in terms]
         lse.append(point + total.log())
-    return arb_mat(x.nrows(), x.ncols(), weights) * v, lse
+    return arb_mat(s.nrows(), s.ncols(), weights) * v, lse
 
 
-def _score_gradient(sees: list[list[bool]], x: Matrix, head: _Head, out: Matrix, lse: list[Arb]) -> tuple[Matrix, Matrix]:
-    """P and dS of one head."""
+def _score_gradient(
+    sees: list[list[bool]], s: Matrix, slope: Matrix | None, head: _Head, out: Matrix, lse: list[Arb]
+) -> tuple[Matrix, Matrix]:
+    """P and dS of one head; dS is the gradient by X, through the cap's slope where there is one."""
     dp = head.dout * head.v.transpose()
     p, ds = [], []
     for i, row in enumerate(sees):
@@ -202,13 +211,18 @@ def _score_gradient(sees: list[list[bool]], x: Matrix, head: _Head, out: Matrix,
             continue
         delta = sum((head.dout[i, d] * out[i, d] for d in range(out.ncols())), arb(0))
         for j, seen in enumerate(row):
-            p.append((x[i, j] - lse[i]).exp() if seen else arb(0))
+            p.append((s[i, j] - lse[i]).exp() if seen else arb(0))
             ds.append(p[-1] * (dp[i, j] - delta + head.dlse[i]) if seen else arb(0))
-    return arb_mat(x.nrows(), x.ncols(), p), arb_mat(x.nrows(), x.ncols(), ds)
+            if seen and slope is not None:
+                ds[-1] *= slope[i, j]
+    return arb_mat(s.nrows(), s.ncols(), p), arb_mat(s.nrows(), s.ncols(), ds)
 
 
 def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
-    """For each output, a bound of the terms that it is a sum of: what complete cancellation is measured against."""
+    """For each output, a bound of the terms that it is a sum of: what complete cancellation is measured against.
+
+    A softcap makes logits and dS smaller, if anything: its slope is 1 at most. So the bounds hold with one too.
+    """
     q, k, v, dout = (max(_largest(getattr(head, name).entries()) for head in heads) for name in ("q", "k", "v", "dout"))
     out = max(v if head.out is None else _largest(head.out.entries()) for head in heads)
     dlse = max(_largest(head.dlse) for head in heads)

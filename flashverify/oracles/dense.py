@@ -4,6 +4,8 @@
 
 and the backward pass of `flashverify.oracles` with P = exp(X - lse). Exactly these operations, each rounded to
 nearest in float64: `numerics.contract.ORACLE_FLOAT64` states the arithmetic, and its a-priori bound covers this code.
+With a softcap, cap·tanh(X / cap) takes the place of X (a division, a tanh, a product), and dP - D + dlse is multiplied
+by 4e / (1 + e)², e = exp(-2 |X / cap|), before P multiplies it.
 It takes memory for several tensors of batch x heads_q x seqlen_q x seqlen_k float64 numbers.
 
 m is 0 in a row that sees no key. Values that are not finite reach what depends on them through a visible pair, and
@@ -16,7 +18,7 @@ from __future__ import annotations
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import key_head, visible_mask
+from flashverify.cases.semantics import cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -30,7 +32,7 @@ def forward(case: AttentionCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
     require_inputs(case, inputs)
     heads, seen = _heads(case, inputs.q.device), _visible(case, inputs.q.device)
     q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
-    scores = (case.softmax_scale * (q @ k.transpose(-2, -1))).masked_fill(~seen, -torch.inf)
+    scores = capped(case, case.softmax_scale * (q @ k.transpose(-2, -1))).masked_fill(~seen, -torch.inf)
     maximum = scores.amax(-1) if case.seqlen_k else scores.new_full(scores.shape[:-1], -torch.inf)
     maximum = torch.where(maximum == -torch.inf, 0.0, maximum)
     weights = torch.exp(scores - maximum[..., None])
@@ -53,12 +55,15 @@ def backward(
     q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
     dout, out, lse = inputs.dout.double(), out.double(), lse.double()
     seen = _visible(case, inputs.q.device) & (lse != -torch.inf)[..., None]
-    scores = case.softmax_scale * (q @ k.transpose(-2, -1))
+    x = case.softmax_scale * (q @ k.transpose(-2, -1))
+    scores = capped(case, x)
     p = torch.where(seen, torch.exp(scores - lse[..., None]), 0.0)
     delta = (dout * out).sum(-1)[..., None]
     ds = dout @ v.transpose(-2, -1) - delta
     if inputs.dlse is not None:
         ds = ds + inputs.dlse.double()[..., None]
+    if case.softcap is not None:
+        ds = ds * cap_slope(case, x)
     ds = torch.where(seen, p * ds, 0.0)
     dq = case.softmax_scale * (ds @ _finite(k))
     dk = case.softmax_scale * (ds.transpose(-2, -1) @ _finite(q))

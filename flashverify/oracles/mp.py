@@ -2,9 +2,10 @@
 
     lse_i = ln sum_{j visible} exp(s_ij),   s_ij = scale·q_i·k_j,   out_i = sum_{j visible} exp(s_ij - lse_i) v_j
 
-and the backward pass of `flashverify.oracles`. mpmath's exponents are unbounded, so no maximum is subtracted: this
-oracle differs from the others in the very step that they have in common. Only visible pairs are ever touched, so that
-a masked key cannot matter. A logit of size |s| costs log10 |s| of the digits (the exponential's condition number).
+with s_ij = cap·tanh(scale·q_i·k_j / cap) under a softcap, and the backward pass of `flashverify.oracles`. mpmath's
+exponents are unbounded, so no maximum is subtracted: this oracle differs from the others in the very step that they have
+in common. Only visible pairs are ever touched, so that a masked key cannot matter. A logit of size |s| costs log10 |s| of
+the digits (the exponential's condition number), and so does |x / cap| before a cap (that of sech).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import key_head, visible
+from flashverify.cases.semantics import cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -49,7 +50,7 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
             if not keys:
                 lse[b, h, i] = mpmath.ninf
                 continue
-            s = {j: scale * mpmath.fdot(q[b, h, i], k[b, g, j]) for j in keys}
+            s = {j: capped_scalar(case, scale * mpmath.fdot(q[b, h, i], k[b, g, j]), mpmath.tanh) for j in keys}
             lse[b, h, i] = mpmath.log(mpmath.fsum(mpmath.exp(s[j]) for j in keys))
             p = [mpmath.exp(s[j] - lse[b, h, i]) for j in keys]
             for d in range(case.value_dim):
@@ -80,8 +81,10 @@ def exact_backward(
             for j in range(case.seqlen_k):
                 if not visible(case, i, j):
                     continue
-                p = mpmath.exp(scale * mpmath.fdot(q[b, h, i], k[b, g, j]) - lse[b, h, i])
+                x = scale * mpmath.fdot(q[b, h, i], k[b, g, j])
+                p = mpmath.exp(capped_scalar(case, x, mpmath.tanh) - lse[b, h, i])
                 ds = p * (mpmath.fdot(dout[b, h, i], v[b, g, j]) - delta + dlse[b, h, i])
+                ds *= cap_slope_scalar(case, x, mpmath.sech)
                 dq[b, h, i] += k[b, g, j] * (scale * ds)
                 dk[b, g, j] += q[b, h, i] * (scale * ds)
                 dv[b, g, j] += dout[b, h, i] * p

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import key_head, visible_mask
+from flashverify.cases.semantics import cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -40,10 +40,11 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
         stacked_lse = torch.empty_like(stacked_q[:, 0])
         stacked_out = q.new_empty(len(stacked_q), case.value_dim)
         for rows, sees in _tiles(case, len(members), q.device, tile_elements):
-            x = torch.where(sees, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale), -torch.inf)
-            top = x.max(dim=1, keepdim=True).values
+            scores = capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))
+            scores = torch.where(sees, scores, -torch.inf)
+            top = scores.max(dim=1, keepdim=True).values
             top = torch.where(torch.isneginf(top), 0.0, top)
-            weights = x.sub_(top).exp_()
+            weights = scores.sub_(top).exp_()
             length = weights.sum(dim=1, keepdim=True)
             tile = (weights @ values).div_(torch.where(length == 0, 1.0, length))
             if wild is not None:
@@ -79,10 +80,14 @@ def backward(
         wild_pairs = torch.zeros_like(dv[b, g])
         for rows, sees in _tiles(case, len(members), q.device, tile_elements):
             alive = sees & ~torch.isneginf(stacked_lse[rows])
-            p = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale).sub_(stacked_lse[rows]).exp_()
+            x = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)
+            slope = None if case.softcap is None else cap_slope(case, x)
+            p = capped(case, x).sub_(stacked_lse[rows]).exp_()
             p = torch.where(alive, p, 0.0)
-            ds = (stacked_dout[rows] @ v[b, g].T).sub_(stacked_delta[rows]).add_(stacked_dlse[rows]).mul_(p)
-            ds = torch.where(alive, ds, 0.0)
+            ds = (stacked_dout[rows] @ v[b, g].T).sub_(stacked_delta[rows]).add_(stacked_dlse[rows])
+            if slope is not None:
+                ds.mul_(slope)
+            ds = torch.where(alive, ds.mul_(p), 0.0)
             stacked_dq[rows] = case.softmax_scale * (ds @ keys)
             dk[b, g] += ds.T @ queries[rows]
             dv[b, g] += p.T @ cotangents[rows]

@@ -13,12 +13,13 @@ from flashverify_kernels.validation import (
     check_bool,
     check_dropout,
     check_precision,
+    check_real,
     check_shapes,
-    check_softcap,
     check_tensors,
     check_tiles,
     check_window,
     resolve_scale,
+    resolve_softcap,
     window_offsets,
 )
 
@@ -54,7 +55,7 @@ def flash_attn_func(
         causal: whether query i sees no key after i + Nk - Nq.
         window_size: (left, right): query i sees keys i + Nk - Nq - left .. i + Nk - Nq + right alone; -1: no such limit. With
             causal, right is 0. Unlike in flash-attn, -1 is no limit where Nq > Nk and the other side is limited too.
-        softcap: 0; soft-capping is not there yet.
+        softcap: logits x become softcap·tanh(x / softcap) before anything is hidden; 0: they stay. From 2^-20 to 2^40.
         alibi_slopes: None; ALiBi is not there yet.
         deterministic: accepted for compatibility; the backward pass always is.
         return_attn_probs: whether to return lse too.
@@ -76,7 +77,7 @@ def flash_attn_func(
     check_bool("return_attn_probs", return_attn_probs)
     check_dropout("dropout_p", dropout_p)
     left, right = check_window("window_size", window_size)
-    check_softcap("softcap", softcap)
+    check_real("softcap", softcap)
     if alibi_slopes is not None:
         raise NotImplementedError("alibi_slopes: got a value; ALiBi is not there yet, accepted is None")
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -84,8 +85,9 @@ def flash_attn_func(
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     scale = resolve_scale("softmax_scale", softmax_scale, q)
+    cap = resolve_softcap("softcap", softcap, scale, q.dtype)
     visible = window_offsets(q.shape[2], k.shape[2], left, 0 if causal else right)
-    out, lse = attention(q, k, v, scale, *visible, input_precision, forced)
+    out, lse = attention(q, k, v, scale, cap, *visible, input_precision, forced)
     out = out.transpose(1, 2)
     return (out, lse, None) if return_attn_probs else out
 
@@ -140,5 +142,5 @@ def scaled_dot_product_attention(
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     resolved = resolve_scale("scale", scale, query)
-    out, _ = attention(query, key, value, resolved, 0 if is_causal else None, None, input_precision, forced)
+    out, _ = attention(query, key, value, resolved, None, 0 if is_causal else None, None, input_precision, forced)
     return out

@@ -3,6 +3,9 @@
     P = exp(scale·S - lse),   delta = Σ_d dO·out - dlse,   dP = dO·Vᵀ,   dS = P·(dP - delta)
     dV = Pᵀ·dO,   dQ = scale·dS·K,   dK = scale·dSᵀ·Q
 
+With a soft cap c, t = tanh(S·scale / c) takes the place of S and c that of scale in P, and dS gets the factor 1 - t², formed
+without cancellation.
+
 The recomputation from lse is that of FlashAttention (Dao et al., arXiv 2205.14135). Two kernels own their outputs: one program
 of `dkdv_kernel` a block of keys, summing over the query heads of its group, one program of `dq_kernel` a block of query rows.
 The exponent is formed as (round(S·scale) - lse)·log2 e with contraction off: lse of a row that one key dominates is that same
@@ -34,7 +37,9 @@ from flashverify_kernels.primitives import (
     key_limits,
     load_tile,
     store_tile,
+    tanh_and_slope,
     unpack_scale,
+    unpack_softcap,
 )
 from flashverify_kernels.tiles import TileConfig, padded_head_dim
 
@@ -74,10 +79,12 @@ def accumulate_dkdv(
     value_dim,
     causal_offset,
     first_offset,
+    inner_scale,
     scale,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -101,6 +108,8 @@ def accumulate_dkdv(
             BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_N, BLOCK_M)
+        if SOFTCAP:
+            scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         p = probabilities(scores, lse[None, :], scale)
         if MASKED:
             if CAUSAL:
@@ -115,6 +124,8 @@ def accumulate_dkdv(
         dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         ds = p * (dp - delta[None, :])
+        if SOFTCAP:
+            ds = ds * slope
         dk = tl.dot(as_operand(ds, STORAGE, BF16), q, dk, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     return dk, dv
 
@@ -159,8 +170,10 @@ def dkdv_kernel(
     causal_offset,
     first_offset,
     scale_bits,
+    softcap_bits,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -189,6 +202,10 @@ def dkdv_kernel(
     keys = first_key + tl.arange(0, BLOCK_N)
     keys_left = seqlen_k - first_key
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
+    inner_scale = scale
+    logit_scale = scale
+    if SOFTCAP:
+        inner_scale, logit_scale, _ = unpack_softcap(scale_bits, softcap_bits, ACCUMULATOR)
     value_dim = head_dim
     if VALUE_DIM:
         value_dim = VALUE_DIM
@@ -230,23 +247,23 @@ def dkdv_kernel(
                 dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
                 stride_qn, stride_qd, stride_gn, stride_gd,
                 begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim, value_dim,
-                causal_offset, first_offset, scale,
-                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                causal_offset, first_offset, inner_scale, logit_scale,
+                True, CAUSAL, WINDOW, SOFTCAP, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
                 WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
         dk, dv = accumulate_dkdv(
             dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
             stride_qn, stride_qd, stride_gn, stride_gd,
-            full_begin, full_end, keys, seqlen_q, head_dim, value_dim, causal_offset, first_offset, scale,
-            False, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            full_begin, full_end, keys, seqlen_q, head_dim, value_dim, causal_offset, first_offset, inner_scale, logit_scale,
+            False, CAUSAL, WINDOW, SOFTCAP, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
         if WINDOW:
             dk, dv = accumulate_dkdv(
                 dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
                 stride_qn, stride_qd, stride_gn, stride_gd,
-                full_end, end, keys, seqlen_q, head_dim, value_dim, causal_offset, first_offset, scale,
-                True, CAUSAL, WINDOW, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                full_end, end, keys, seqlen_q, head_dim, value_dim, causal_offset, first_offset, inner_scale, logit_scale,
+                True, CAUSAL, WINDOW, SOFTCAP, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
                 WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
 
@@ -284,10 +301,12 @@ def accumulate_dq(
     value_dim,
     causal_offset,
     first_offset,
+    inner_scale,
     scale,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -312,9 +331,13 @@ def accumulate_dq(
             BLOCK_N, BLOCK_DV, MASKED, CHECK_DV, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
+        if SOFTCAP:
+            scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         p = probabilities(scores, lse[:, None], scale)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         ds = p * (dp - delta[:, None])
+        if SOFTCAP:
+            ds = ds * slope
         if MASKED:
             keys = start + tl.arange(0, BLOCK_N)
             seen = (keys < seqlen_k)[None, :]
@@ -366,8 +389,10 @@ def dq_kernel(
     causal_offset,
     first_offset,
     scale_bits,
+    softcap_bits,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -394,6 +419,10 @@ def dq_kernel(
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
+    inner_scale = scale
+    logit_scale = scale
+    if SOFTCAP:
+        inner_scale, logit_scale, _ = unpack_softcap(scale_bits, softcap_bits, ACCUMULATOR)
     value_dim = head_dim
     if VALUE_DIM:
         value_dim = VALUE_DIM
@@ -422,20 +451,23 @@ def dq_kernel(
     if WINDOW:
         dq = accumulate_dq(
             dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, scale,
-            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
+            causal_offset, first_offset, inner_scale, logit_scale,
+            True, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, scale,
-        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
+        causal_offset, first_offset, inner_scale, logit_scale,
+        False, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_end, end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, scale,
-        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        full_end, end, query_rows, seqlen_k, head_dim, value_dim,
+        causal_offset, first_offset, inner_scale, logit_scale,
+        True, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
@@ -459,6 +491,7 @@ def attention_backward(
     dkdv_tile: TileConfig,
     dq_tile: TileConfig,
     output_dtype: torch.dtype | None = None,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Launch the backward kernels.
 
@@ -477,6 +510,7 @@ def attention_backward(
         dkdv_tile: block sizes, warps and stages of the dK/dV kernel.
         dq_tile: the same of the dQ kernel.
         output_dtype: dtype that the gradients are rounded to; None: that of q.
+        softcap: logits were softcap·tanh(logit / softcap); None: they were not capped.
 
     Returns:
         dq, dk, dv: shaped like q, k, v, laid out as B,N,H,D in memory.
@@ -491,6 +525,7 @@ def attention_backward(
     options = {
         "CAUSAL": causal_offset is not None,
         "WINDOW": first_offset is not None,
+        "SOFTCAP": softcap is not None,
         "SIGNED": scale <= 0.0,
         "BLOCK_D": block_d,
         "BLOCK_DV": block_dv,
@@ -505,7 +540,7 @@ def attention_backward(
     }
     strides = (*q.stride(), *k.stride(), *v.stride(), *dout.stride())
     offsets = (0 if offset is None else offset for offset in (causal_offset, first_offset))
-    sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, scale_bits(scale))
+    sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, scale_bits(scale), scale_bits(softcap or 0.0))
     products = batch * heads_q * seqlen_q * seqlen_k * head_dim
 
     def sources_of(tile: TileConfig) -> tuple[TileOf, ...]:

@@ -3,6 +3,8 @@
     S = QKᵀ,  m = running maximum of S,  p = exp2((S - m)·scale·log2 e),  l = Σ p,  acc = Σ p·V
     out = acc / l,   lse = m·scale + ln l
 
+A soft cap c makes logits c·tanh(S·scale / c): tanh then takes the place of S above, and c that of scale.
+
 The online softmax is that of Milakov and Gimelshein (arXiv 1805.02867), its tiling that of FlashAttention-2 (Dao,
 arXiv 2307.08691). The maximum is taken of the raw scores and subtracted before scaling: p <= 1 whatever the size of the logits,
 and the error of an exponent is relative to its distance from the maximum, not to the logit. P is rounded to the dtype of v
@@ -33,7 +35,9 @@ from flashverify_kernels.primitives import (
     key_limits,
     load_tile,
     store_tile,
+    tanh_and_slope,
     unpack_scale,
+    unpack_softcap,
 )
 from flashverify_kernels.tiles import TileConfig, padded_head_dim
 
@@ -60,10 +64,12 @@ def attend(
     value_dim,
     causal_offset,
     first_offset,
+    inner_scale,
     exponent_scale,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -84,6 +90,8 @@ def attend(
             BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
+        if SOFTCAP:
+            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         if MASKED:
             keys = start + tl.arange(0, BLOCK_N)
             seen = (keys < seqlen_k)[None, :]
@@ -140,8 +148,10 @@ def forward_kernel(
     causal_offset,
     first_offset,
     scale_bits,
+    softcap_bits,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -171,6 +181,9 @@ def forward_kernel(
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, exponent_scale = unpack_scale(scale_bits, ACCUMULATOR)
+    inner_scale = scale
+    if SOFTCAP:
+        inner_scale, scale, exponent_scale = unpack_softcap(scale_bits, softcap_bits, ACCUMULATOR)
     value_dim = head_dim
     if VALUE_DIM:
         value_dim = VALUE_DIM
@@ -197,22 +210,24 @@ def forward_kernel(
             accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
             stride_kn, stride_kd, stride_vn, stride_vd,
             begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
-            causal_offset, first_offset, exponent_scale,
-            True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            causal_offset, first_offset, inner_scale, exponent_scale,
+            True, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
-        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, exponent_scale,
-        False, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
+        causal_offset, first_offset, inner_scale, exponent_scale,
+        False, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
-        full_end, end, query_rows, seqlen_k, head_dim, value_dim, causal_offset, first_offset, exponent_scale,
-        True, CAUSAL, WINDOW, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        full_end, end, query_rows, seqlen_k, head_dim, value_dim,
+        causal_offset, first_offset, inner_scale, exponent_scale,
+        True, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
@@ -237,6 +252,7 @@ def attention_forward(
     precision: str,
     tile: TileConfig,
     output_dtype: torch.dtype | None = None,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
@@ -250,6 +266,7 @@ def attention_forward(
         precision: Triton's input precision of float32 products.
         tile: block sizes, warps and stages.
         output_dtype: dtype that out is rounded to; None: that of q.
+        softcap: logits become softcap·tanh(logit / softcap); None: they stay.
 
     Returns:
         out (B, Hq, Nq, Dv), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
@@ -273,8 +290,10 @@ def attention_forward(
         0 if causal_offset is None else causal_offset,
         0 if first_offset is None else first_offset,
         scale_bits(scale),
+        scale_bits(0.0 if softcap is None else softcap),
         CAUSAL=causal_offset is not None,
         WINDOW=first_offset is not None,
+        SOFTCAP=softcap is not None,
         SIGNED=scale <= 0.0,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,

@@ -22,6 +22,7 @@ UNSPECIALIZED = [
     "causal_offset",
     "first_offset",
     "scale_bits",
+    "softcap_bits",
 ]
 """Arguments whose value compiles no kernel anew. Strides and the head size do: loads are vectorised by their divisors."""
 

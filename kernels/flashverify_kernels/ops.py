@@ -29,6 +29,7 @@ def attention(
     k: torch.Tensor,
     v: torch.Tensor,
     scale: float,
+    softcap: float | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -37,7 +38,7 @@ def attention(
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
     tile = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles).forward
     with _on_device_of(q):
-        return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile)
+        return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, softcap=softcap)
 
 
 @attention.register_fake
@@ -46,6 +47,7 @@ def _(
     k: torch.Tensor,
     v: torch.Tensor,
     scale: float,
+    softcap: float | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -64,6 +66,7 @@ def backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
+    softcap: float | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -72,8 +75,9 @@ def backward(
     """Attention's dq, dk, dv (B,H,N,D); see `backward.attention_backward`."""
     chosen = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles)
     with _on_device_of(q):
+        limits = causal_offset, first_offset
         return attention_backward(
-            dout, dlse, q, k, v, out, lse, scale, causal_offset, first_offset, precision, chosen.dkdv, chosen.dq
+            dout, dlse, q, k, v, out, lse, scale, *limits, precision, chosen.dkdv, chosen.dq, softcap=softcap
         )
 
 
@@ -87,6 +91,7 @@ def _(
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
+    softcap: float | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -105,7 +110,7 @@ def _differentiate(ctx, dout, dlse):
     q, k, v, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    return *backward(dout, dlse, q, k, v, out, lse, *ctx.options), None, None, None, None, None
+    return *backward(dout, dlse, q, k, v, out, lse, *ctx.options), *(None for _ in ctx.options)
 
 
 attention.register_autograd(_differentiate, setup_context=_save)

@@ -30,6 +30,41 @@ def unpack_scale(scale_bits, ACCUMULATOR: tl.constexpr):
 
 
 @triton.jit
+def unpack_softcap(scale_bits, softcap_bits, ACCUMULATOR: tl.constexpr):
+    """Of logits that are capped: what multiplies scores inside tanh, what multiplies tanh, and the latter times log2(e).
+
+    The first is |scale| / cap, the second the cap: logits are cap·tanh(scores·|scale| / cap).
+    """
+    scale = tl.cast(scale_bits, tl.int64).to(tl.float64, bitcast=True)
+    cap = tl.cast(softcap_bits, tl.int64).to(tl.float64, bitcast=True)
+    magnitude = tl.where(scale == 0.0, 1.0, tl.abs(scale))
+    return (magnitude / cap).to(ACCUMULATOR), cap.to(ACCUMULATOR), (cap * LOG2E).to(ACCUMULATOR)
+
+
+@triton.jit
+def tanh_and_slope(x, ACCUMULATOR: tl.constexpr):
+    """The hyperbolic tangent t and its derivative, to a few units in the last place (docs/numerics.md, lemmas 11 and 12).
+
+    From 1/2 on t = (1 - e) / (1 + e) with e = exp(-2|x|), and the derivative 4e / (1 + e)², since 1 - t² would cancel. Below,
+    where 1 - e would, t = sinh(x) / cosh(x) by power series, whose first term left out is below a hundredth of a rounding.
+    """
+    TERMS: tl.constexpr = 4 if ACCUMULATOR.primitive_bitwidth == 32 else 7
+    magnitude = tl.abs(x)
+    square = x * x
+    sinh = tl.full(x.shape, 1.0, ACCUMULATOR)  # over x
+    cosh = tl.full(x.shape, 1.0, ACCUMULATOR)
+    for done in tl.static_range(TERMS):  # Horner's scheme, from the last term on: term n is x²/2n(2n±1) times the one before
+        sinh = sinh * (square * (0.5 / ((TERMS - done) * (2 * (TERMS - done) + 1)))) + 1.0
+        cosh = cosh * (square * (0.5 / ((TERMS - done) * (2 * (TERMS - done) - 1)))) + 1.0
+    decay = tl.exp2(magnitude * (-2.0 * LOG2E))
+    is_small = magnitude < 0.5
+    grown = 1.0 + decay
+    ratio = tl.where(is_small, magnitude * sinh, 1.0 - decay) / tl.where(is_small, cosh, grown)
+    slope = tl.where(is_small, 1.0 - ratio * ratio, 4.0 * decay / (grown * grown))
+    return tl.where(x < 0.0, -ratio, ratio), slope
+
+
+@triton.jit
 def bf16_to_fp32(x):
     """Exact, by bits: bfloat16 is the upper half of a float32."""
     upper = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16

@@ -21,6 +21,7 @@ def unrounded_attention(
     causal_offset: int | None,
     first_offset: int | None = None,
     precision: str = "ieee",
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Forward and backward with float32 outputs.
 
@@ -34,6 +35,7 @@ def unrounded_attention(
         causal_offset: query i sees no key after i + causal_offset; None: no such limit.
         first_offset: query i sees no key before i + first_offset; None: no such limit.
         precision: Triton's input precision of float32 products.
+        softcap: logits become softcap·tanh(logit / softcap); None: they stay.
 
     Returns:
         out, lse, dq, dk, dv, all float32.
@@ -47,9 +49,10 @@ def unrounded_attention(
     with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
         visible = (causal_offset, first_offset)
         forward = (q, k, v, scale, *visible, precision, tiles.forward)
-        seen, _ = attention_forward(*forward, output_dtype=torch.float32)
-        out, lse = attention_forward(*forward)
+        options = {"output_dtype": torch.float32, "softcap": softcap}
+        seen, _ = attention_forward(*forward, **options)
+        out, lse = attention_forward(*forward, softcap=softcap)
         gradients = attention_backward(
-            dout, dlse, q, k, v, out, lse, scale, *visible, precision, tiles.dkdv, tiles.dq, output_dtype=torch.float32
+            dout, dlse, q, k, v, out, lse, scale, *visible, precision, tiles.dkdv, tiles.dq, **options
         )
     return seen, lse, *gradients

@@ -144,19 +144,35 @@ def check_dropout(name: str, value: object) -> None:
         raise NotImplementedError(f"{name}: got {value}; dropout is not there yet, accepted is 0")
 
 
-def check_softcap(name: str, value: object) -> None:
-    """Accept 0 alone for now.
+SOFTCAP_RANGE = (2.0**-20, 2.0**40)
+"""Soft caps: far beyond those in use, and such that a cap and its products with log2(e) and 1/scale are normal numbers."""
+
+
+def resolve_softcap(name: str, value: object, scale: float, dtype: torch.dtype) -> float | None:
+    """The soft cap of logits, or None for 0, which is no cap.
+
+    Args:
+        name: the argument's name.
+        value: the argument.
+        scale: the softmax scale, which is divided by the cap.
+        dtype: of q.
 
     Raises:
         TypeError: if it is no real number.
-        ValueError: if it is negative or not finite.
-        NotImplementedError: if it is a cap above 0.
+        ValueError: if it is neither 0 nor in the range, or too small or too large beside the scale.
     """
     check_real(name, value)
-    if not 0.0 <= value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name}: got {value}, accepted are 0 and finite positive numbers")
-    if value > 0.0:  # type: ignore[operator]
-        raise NotImplementedError(f"{name}: got {value}; soft-capping is not there yet, accepted is 0")
+    cap = float(value)  # type: ignore[arg-type]
+    if cap == 0.0:
+        return None
+    smallest, largest = SOFTCAP_RANGE
+    if not smallest <= cap <= largest:
+        raise ValueError(f"{name}: got {value}, accepted are 0 and numbers from {smallest:.3g} to {largest:.3g}")
+    smallest, largest = SCALE_RANGE[dtype]
+    if scale != 0.0 and not smallest <= abs(scale) / cap <= largest:
+        accepted = f"scale / {name} from {smallest:.3g} to {largest:.3g}"
+        raise ValueError(f"{name}: got {value} beside the scale {scale}, accepted for {_name(dtype)} is {accepted}")
+    return cap
 
 
 def check_window(name: str, value: object) -> tuple[int | None, int | None]:

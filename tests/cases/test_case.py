@@ -9,17 +9,19 @@ import pytest
 from hypothesis import example, given, settings
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.strategies import any_scales, cases
+from flashverify.cases.strategies import any_scales, any_softcaps, cases
 
 PLAIN = AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64)
 
 
 @settings(deadline=None)
-@given(cases(scales=any_scales()))
+@given(cases(scales=any_scales(), softcaps=any_softcaps()))
 @example(PLAIN.replace(scale=5e-324))
 @example(PLAIN.replace(scale=-1.7976931348623157e308, lse_grad=True))
 @example(PLAIN.replace(scale=1e-05))
 @example(PLAIN.replace(scale=1e300, seed=2**70))
+@example(PLAIN.replace(softcap=2.0**-20))
+@example(PLAIN.replace(scale=-1e-05, softcap=2.0**40, lse_grad=True))
 def test_id_round_trip(case: AttentionCase) -> None:
     again = AttentionCase.from_id(case.id)
     assert again == case
@@ -36,11 +38,17 @@ def test_id_keeps_the_sign_of_a_zero_scale() -> None:
 def test_id_is_readable() -> None:
     case = PLAIN.replace(heads_q=4, heads_kv=2, mask="causal", scale=0.5, lse_grad=True, seed=7)
     assert case.id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_scale0.5_dlse_s7"
+    assert case.replace(softcap=30).id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_scale0.5_cap30.0_dlse_s7"
 
 
 def test_equal_scales_have_one_id() -> None:
     ids = {PLAIN.replace(scale=scale).id for scale in (2, 2.0, np.float64(2))}
     assert ids == {"bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_scale2.0_s0"}
+
+
+def test_equal_softcaps_have_one_id() -> None:
+    ids = {PLAIN.replace(softcap=softcap).id for softcap in (30, 30.0, np.float64(30))}
+    assert ids == {"bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_cap30.0_s0"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +64,13 @@ def test_equal_scales_have_one_id() -> None:
         PLAIN.id.replace("_s0", "_scaleinf_s0"),
         PLAIN.id.replace("_s0", "_scale1.2.3_s0"),
         PLAIN.id.replace("_s0", "_scale1e999_s0"),
+        PLAIN.id.replace("_s0", "_cap30_s0"),
+        PLAIN.id.replace("_s0", "_cap-30.0_s0"),
+        PLAIN.id.replace("_s0", "_cap0.0_s0"),
+        PLAIN.id.replace("_s0", "_capnan_s0"),
+        PLAIN.id.replace("_s0", "_cap1e999_s0"),
+        PLAIN.id.replace("_s0", "_cap30.0_scale2.0_s0"),
+        PLAIN.id.replace("_s0", "_dlse_cap30.0_s0"),
         PLAIN.id.replace("_s0", "_s-1"),
         PLAIN.id.replace("d64", "d257"),
         PLAIN.id.replace("bf16", "fp8"),
@@ -94,6 +109,15 @@ def test_other_texts_are_no_ids(text: str) -> None:
         ("scale", 10**400, ValueError),
         ("scale", "1", TypeError),
         ("scale", True, TypeError),
+        ("softcap", 0.0, ValueError),
+        ("softcap", -30.0, ValueError),
+        ("softcap", math.nan, ValueError),
+        ("softcap", math.inf, ValueError),
+        ("softcap", 2.0**-21, ValueError),
+        ("softcap", math.nextafter(2.0**40, math.inf), ValueError),
+        ("softcap", 10**400, ValueError),
+        ("softcap", "30", TypeError),
+        ("softcap", True, TypeError),
         ("lse_grad", 1, TypeError),
         ("regime", "Normal", ValueError),
         ("regime", "a_b", ValueError),
@@ -113,3 +137,4 @@ def test_features() -> None:
     case = PLAIN.replace(heads_q=4, heads_kv=2, mask="causal", scale=0.5, lse_grad=True, layout="bnhd")
     assert case.features == ("causal", "cross-length", "dlse", "gqa", "layout", "scale")
     assert PLAIN.replace(heads_q=4).features == ("cross-length", "mqa")
+    assert PLAIN.replace(seqlen_k=128, softcap=30.0).features == ("softcap",)

@@ -26,6 +26,7 @@ FEATURES = {
     "layout",
     "window",
     "head-dim-v",
+    "softcap",
 }
 
 
@@ -54,9 +55,9 @@ def test_every_value_of_every_axis_occurs(name: str) -> None:
 
 def test_smoke_is_small() -> None:
     cases = matrix("smoke")
-    assert 120 <= len(cases) <= 170
+    assert 120 <= len(cases) <= 180
     tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
-    assert sum(tiles) < 1_900
+    assert sum(tiles) < 2_000
     longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65]
     assert {(case.dtype, case.seqlen_q, case.seqlen_k) for case in longest} == {(dtype, 128, 144) for dtype in SHARP_DTYPES}
 
@@ -84,6 +85,25 @@ def test_smoke_meets_scales_below_at_and_above_zero() -> None:
     assert 0 in scales
 
 
+@pytest.mark.parametrize("name", MATRICES)
+def test_softcaps_of_several_sizes_under_every_view_in_every_dtype(name: str) -> None:
+    capped = [case for case in matrix(name) if case.softcap is not None]
+    for dtype in DTYPES:
+        of_dtype = [case for case in capped if case.dtype == dtype]
+        assert len({case.softcap for case in of_dtype}) >= 2
+        assert {True, False} == {"window" in case.features for case in of_dtype}
+        assert {"causal", "cross-length"} <= {feature for case in of_dtype for feature in case.features}
+    assert {True, False} == {case.lse_grad for case in capped}
+
+
+def test_standard_has_every_regime_of_softcaps_under_every_view_and_at_every_cap() -> None:
+    capped = [case for case in matrix("standard") if case.softcap is not None]
+    views = [(case.mask, "window" in case.features, case.regime) for case in capped]
+    assert len(capped) == 48
+    assert len(set(zip(views, (case.dtype for case in capped), strict=True))) == 48
+    assert len(set(zip(views, (case.softcap for case in capped), strict=True))) == 48
+
+
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
     assert 1_000 <= len(cases) <= 1_650
@@ -97,6 +117,7 @@ def test_standard_covers_the_axes() -> None:
     assert edges <= set(counts["seqlen_q"]) & set(counts["seqlen_k"])
     assert {1, 3, 8, 16, 17, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256} <= set(counts["head_dim"])
     assert {0.0, 1.0, -1.0, 2.0, None} <= set(counts["scale"])
+    assert set(counts["softcap"]) == {None, 1.0, 15.0, 30.0, 50.0}
     assert counts["seqlen_q"][1] >= 50
     assert {(4, 2), (6, 2), (8, 1), (3, 3)} <= set(counts["heads"])
     assert len(counts["regime x dtype x mask"]) == len(REGIMES) * len(DTYPES) * len(MASKS)

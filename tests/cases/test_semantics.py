@@ -1,15 +1,37 @@
-"""The scalar and the vectorised form of visibility are one rule, and the rule is the documented one."""
+"""The scalar and the vectorised form of visibility, and of the cap, are one rule, and the rule is the documented one."""
 
 from __future__ import annotations
 
+import math
+import sys
+
+import mpmath
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from flashverify.cases.case import AttentionCase
+from flashverify.cases.case import SOFTCAP_RANGE, AttentionCase
 from flashverify.cases.regimes import draw
-from flashverify.cases.semantics import first_offset, key_head, limited, visible, visible_mask
+from flashverify.cases.semantics import (
+    cap_slope,
+    cap_slope_scalar,
+    capped,
+    capped_scalar,
+    first_offset,
+    key_head,
+    limited,
+    visible,
+    visible_mask,
+)
 from flashverify.cases.strategies import cases
+
+PLAIN = AttentionCase(dtype="fp64", seqlen_q=1, seqlen_k=1, head_dim=1)
+
+UNIT = 2.0**-53
+
+DIGITS = 50
+"""Of mpmath: its own rounding is nothing beside float64's."""
 
 
 @settings(deadline=None)
@@ -55,3 +77,77 @@ def test_a_side_that_reaches_fewer_keys_is_a_limit() -> None:
 def test_key_heads_of_a_ratio_that_is_not_square() -> None:
     case = AttentionCase(dtype="fp32", heads_q=6, heads_kv=2, seqlen_q=1, seqlen_k=1, head_dim=1)
     assert [key_head(case, h) for h in range(6)] == [0, 0, 0, 1, 1, 1]
+
+
+def exactly(softcap: float, x: float) -> tuple[mpmath.mpf, mpmath.mpf]:
+    """The capped logit and the slope by the scalar forms."""
+    case = PLAIN.replace(softcap=softcap)
+    with mpmath.workdps(DIGITS):
+        number = mpmath.mpf(x)
+        return capped_scalar(case, number, mpmath.tanh), cap_slope_scalar(case, number, mpmath.sech)
+
+
+@settings(deadline=None)
+@given(
+    st.floats(*SOFTCAP_RANGE),
+    st.one_of(st.floats(-1e3, 1e3), st.floats(allow_nan=False, allow_infinity=False)),
+)
+@example(2.0**-20, sys.float_info.max)
+@example(2.0**40, -1.0)
+@example(30.0, -0.0)
+@example(2.0, 740.0)
+def test_scalar_and_vectorised_caps_agree(softcap: float, x: float) -> None:
+    """Within the roundings of the vectorised form: of y = x / cap (u, seen through the slope), tanh and exp (2 ulp: 4u).
+
+    The slope's relative derivative by y is 2 tanh at most; 1 + e rounds once and counts twice, then a square and a quotient.
+    """
+    case, scores = PLAIN.replace(softcap=softcap), torch.tensor([x], dtype=torch.float64)
+    logit, slope = exactly(softcap, x)
+    moved = UNIT * abs(x) / softcap  # of y; twice as much, where it is not small, for the slope between y and its rounding
+    lost = 4 * sys.float_info.min * softcap
+    near = min(1.0, float(slope) * math.exp(min(2 * moved, 1.0)))
+    with mpmath.workdps(DIGITS):
+        assert abs(mpmath.mpf(capped(case, scores).item()) - logit) <= near * UNIT * abs(x) + 6 * UNIT * abs(logit) + lost
+        error = abs(mpmath.mpf(cap_slope(case, scores).item()) - slope)
+        assert error <= slope * (mpmath.expm1(2 * moved) + 9 * UNIT) + 4 * sys.float_info.min
+
+
+@settings(deadline=None)
+@given(st.floats(*SOFTCAP_RANGE), st.floats(-1e3, 1e3))
+def test_the_slope_is_the_caps_derivative(softcap: float, x: float) -> None:
+    case = PLAIN.replace(softcap=softcap)
+    with mpmath.workdps(DIGITS):
+        derivative = mpmath.diff(lambda number: capped_scalar(case, number, mpmath.tanh), mpmath.mpf(x))
+        slope = cap_slope_scalar(case, mpmath.mpf(x), mpmath.sech)
+        # Half of the digits are left to mpmath's difference quotient, whose error grows with the curvature, 1 / cap at most.
+        assert abs(derivative - slope) <= mpmath.mpf(10) ** (-DIGITS // 2) * (1 + 1 / softcap)
+
+
+@settings(deadline=None)
+@given(st.floats(*SOFTCAP_RANGE), st.floats(-1e3, 1e3))
+def test_a_cap_bends_towards_itself(softcap: float, x: float) -> None:
+    """|logit| < cap, and by Taylor's theorem x is bent by |x|³ / (3 cap²) at most: a large cap is nearly none."""
+    logit, slope = exactly(softcap, x)
+    with mpmath.workdps(DIGITS):
+        size = abs(mpmath.mpf(x))
+        rounding = size * mpmath.mpf(10) ** (1 - DIGITS)  # of a quotient, tanh and a product
+        assert abs(logit) <= min(softcap, size) + rounding
+        assert abs(logit - x) <= size**3 / (3 * mpmath.mpf(softcap) ** 2) + rounding
+        assert 0 < slope <= 1
+
+
+def test_no_cap_changes_nothing() -> None:
+    x = torch.tensor([-math.inf, -3.0, -0.0, 1e300, math.nan], dtype=torch.float64)
+    assert capped(PLAIN, x) is x
+    assert torch.equal(cap_slope(PLAIN, x), torch.ones_like(x))
+    assert capped_scalar(PLAIN, mpmath.mpf(3), mpmath.tanh) == 3
+    assert cap_slope_scalar(PLAIN, mpmath.mpf(3), mpmath.sech) == 1
+
+
+def test_caps_of_values_that_are_not_finite() -> None:
+    case = PLAIN.replace(softcap=30.0)
+    x = torch.tensor([math.inf, -math.inf, math.nan], dtype=torch.float64)
+    assert capped(case, x)[:2].tolist() == [30.0, -30.0]
+    assert cap_slope(case, x)[:2].tolist() == [0.0, 0.0]
+    assert capped(case, x)[2].isnan()
+    assert cap_slope(case, x)[2].isnan()

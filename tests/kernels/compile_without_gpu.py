@@ -5,8 +5,8 @@
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
 not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous tensors that are loaded by tensor
-descriptors, a name of SPLIT for them with float32 products of that precision, "window" for them with a sliding window. A head
-size "192x128" is that of q and k, and that of v.
+descriptors, a name of SPLIT for them with float32 products of that precision, "window" for them with a sliding window,
+"softcap" for them with a soft cap. A head size "192x128" is that of q and k, and that of v.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ LAYOUTS = {
     "every-other": lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2],
     "along-n": lambda x: x.mT.contiguous().mT,
 }
+FEATURES = ("window", "softcap")
 SPLIT = ("bf16x6", "tf32x3")
 """Precisions of float32 whose products are made of pieces."""
 
@@ -94,7 +95,7 @@ def compile_entry(
         return compiled
 
     jit.JITFunction.run = warm_up
-    launching.DESCRIPTOR_PRODUCTS = 0 if layout in ("descriptors", "window", *SPLIT) else math.inf
+    launching.DESCRIPTOR_PRODUCTS = 0 if layout in ("descriptors", *FEATURES, *SPLIT) else math.inf
     try:
         torch_dtype = DTYPES[dtype]
         precision = layout if layout in SPLIT else "ieee"
@@ -102,12 +103,13 @@ def compile_entry(
         masked = causal or layout == "window"
         tiles = tiles_of(f"sm{capability}", torch_dtype, head_dim, value_dim, masked, precision)
         shapes = [(1, 2, 64, columns) for columns in (head_dim, head_dim, value_dim, value_dim)]
-        layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, "window") else layout,) * 4)
+        layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, *FEATURES) else layout,) * 4)
         tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))
         q, k, v, dout = tensors
         visible = (0 if causal else None, -20 if layout == "window" else None)
-        out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward)
-        attention_backward(dout, lse, q, k, v, out, lse, 0.5, *visible, precision, tiles.dkdv, tiles.dq)
+        cap = 30.0 if layout == "softcap" else None
+        out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward, softcap=cap)
+        attention_backward(dout, lse, q, k, v, out, lse, 0.5, *visible, precision, tiles.dkdv, tiles.dq, softcap=cap)
     finally:
         jit.JITFunction.run = launch
     return needs, stray

@@ -63,6 +63,7 @@ def attention(
     scale: float | None = None,
     causal_offset: int | None = None,
     first_offset: int | None = None,
+    softcap: float | None = None,
 ) -> Attention:
     """Forward and backward of q (B, Hq, Nq, D), k and v (B, Hkv, Nk, D), from the definition.
 
@@ -76,13 +77,19 @@ def attention(
     dlse = torch.zeros(q.shape[:3], dtype=q.dtype, device=q.device) if dlse is None else dlse.double()
 
     seen = visible(seqlen_q, seqlen_k, causal_offset, first_offset, q.device)
-    scores = (q @ k.mT * scale).masked_fill(~seen, -math.inf)
+    scores = q @ k.mT * scale
+    tanh, slope = torch.zeros_like(scores), torch.ones_like(scores)
+    if softcap is not None:
+        tanh, slope = torch.tanh(scores / softcap), torch.cosh((scores / softcap).clamp(-300, 300)) ** -2
+        scores = softcap * tanh
+    scores = scores.masked_fill(~seen, -math.inf)
     lse = torch.logsumexp(scores, -1)
     p = torch.exp(scores - torch.where(lse == -math.inf, 0.0, lse)[..., None])
     out = p @ v
 
     # The largest |scale|·Σ|q||k| of a row bounds its scores, their distance from the row's maximum, and lse up to log(Nk).
-    sizes = abs(scale) * (q.abs() @ k.abs().mT) * seen
+    # A cap moves no score by more than it was moved, and is itself a few roundings off.
+    sizes = (abs(scale) * (q.abs() @ k.abs().mT) + (softcap or 0.0) * tanh.abs()) * seen
     size = sizes.amax(-1, keepdim=True) if seqlen_k else torch.zeros_like(lse)[..., None]
     weight_error = torch.expm1(gamma(2 * head_dim + _CONSTANT) * size) + gamma(5 * seqlen_k + _CONSTANT)
     out_error = 2.0 * weight_error * (p @ v.abs())
@@ -96,6 +103,10 @@ def attention(
     difference_size = dout.abs() @ v.abs().mT + delta_size
     difference_error = gamma(head_dim + _CONSTANT) * difference_size + (dout.abs() * out_error).sum(-1, keepdim=True)
     ds_error = p * (2.0 * p_error * difference_size + difference_error)
+    if softcap is not None:
+        slope_error = 2.0 * gamma(2 * head_dim + _CONSTANT) * (sizes / softcap + 1.0)
+        ds_error = ds_error * (slope + slope_error) + ds.abs() * slope_error
+        ds = ds * slope
     dq = scale * ds @ k
     dq_error = abs(scale) * ((ds_error + gamma(seqlen_k + _CONSTANT) * ds.abs()) @ k.abs())
     rows = gamma(group * seqlen_q + _CONSTANT)

@@ -19,7 +19,7 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "bad-input.md"
 
 @pytest.fixture
 def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def launched(*_: object) -> None:
+    def launched(*_: object, **__: object) -> None:
         raise AssertionError("a kernel was launched")
 
     monkeypatch.setattr(ops, "attention_forward", launched)

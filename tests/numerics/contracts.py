@@ -38,6 +38,7 @@ def contract_of(dtype: str, options: Options) -> Contract:
         division_ulps=0.5,
         exponent=options.exponent,
         cuts_probability=options.cut,
+        cap_slope=options.cap_slope,
         flushes_subnormals=dtype != "fp64",
         block_k=options.block_k,
         direction=options.direction,

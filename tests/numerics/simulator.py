@@ -37,6 +37,7 @@ class Options:
     tail_unmasked: bool = False
     causal_shift: int = 0
     without_delta: bool = False
+    cap_slope: str = "tanh"  # how a soft cap's derivative is formed, or "sech", or "none": forgotten
     probability: str | None = None  # None: the storage type
     round_p_bits: int | None = None
     lse_base2: bool = False
@@ -154,6 +155,8 @@ class Kernel:
         self.work = np.float64 if dtype == "fp64" else np.float32
         self.probability = options.probability or dtype
         self.random = np.random.default_rng(options.noise)
+        self.cap: float | None = None
+        self.inner = self.work(0)  # what multiplies a product inside a soft cap
 
     def dot(self, a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None) -> np.ndarray:
         a, b = a.astype(self.work), b.astype(self.work)
@@ -217,7 +220,18 @@ class Kernel:
         if self.options.prescale:
             return self.dot(cast((q * c).astype(self.work), self.dtype), k.T), self.work(1)
         s = self.dot(q, k.T)
+        if self.cap is not None:
+            s, self.slope = self.tanh((s * self.inner).astype(self.work))
         return cast(s, self.dtype) if self.options.round_scores else s, c
+
+    def tanh(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """tanh by this kernel's own exponential, exact and rounded below 1/2; and its derivative."""
+        e = self.exp2((np.abs(x) * self.work(-2.0 * math.log2(math.e))).astype(self.work))
+        small = np.abs(x) < 0.5
+        t = np.where(small, np.tanh(np.abs(x).astype(np.longdouble)).astype(self.work), (1 - e) / (1 + e))
+        plain = small | (self.options.cap_slope == "tanh")
+        slope = np.where(plain, 1 - t * t, 4 * e / ((1 + e) * (1 + e))).astype(self.work)
+        return np.copysign(t, x).astype(self.work), slope
 
     def forward(
         self, q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, scale: float
@@ -308,9 +322,13 @@ class Kernel:
         lse: np.ndarray,
         seen: np.ndarray,
         scale: float,
+        of_queries: np.floating,
         sums: tuple[np.ndarray, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of one query head: dq, rounded to storage; dk (not yet scaled) and dv of the heads so far (`sums`) and this one."""
+        """Of one query head: dq, rounded to storage; dk (not yet scaled) and dv of the heads so far (`sums`) and this one.
+
+        `scale` multiplies scores in logits, and `of_queries` dS·K in dq: they differ by a soft cap alone.
+        """
         work = self.work
         c, factor = self.multiplier(scale)
         delta = (dout * out).sum(1, dtype=work)
@@ -331,8 +349,11 @@ class Kernel:
             p = np.where(seen & ~np.isneginf(lse)[:, None], self.exp2(t), 0).astype(work)
         dp = self.dot(dout, v.T)
         rounded = truncated if self.options.truncate_ds else cast
-        ds = rounded((p * (dp - delta[:, None])).astype(work), self.options.score_gradient or self.dtype)
-        dq = cast((self.queries(ds, k) * factor).astype(work), self.dtype)
+        ds = (p * (dp - delta[:, None])).astype(work)
+        if self.cap is not None and self.options.cap_slope != "none":
+            ds = (ds * self.slope).astype(work)
+        ds = rounded(ds, self.options.score_gradient or self.dtype)
+        dq = cast((self.queries(ds, k) * of_queries).astype(work), self.dtype)
         dk, dv = sums
         p = self.to_probability(p)
         if self.options.chained:
@@ -365,6 +386,9 @@ def simulate(case: AttentionCase, arrays: dict[str, np.ndarray], options: Option
     """Run a case: arrays q, k, v, dout, dlse (or None) in, out, lse, dq, dk, dv out (float64)."""
     kernel = Kernel(case.dtype, options)
     work, factor = kernel.work, kernel.work(case.softmax_scale)
+    scale = case.softmax_scale
+    if case.softcap is not None:
+        kernel.cap, kernel.inner, scale = case.softcap, work(case.softmax_scale / case.softcap), case.softcap
     result = {name: np.zeros_like(arrays[of]) for name, of in (("out", "q"), ("dq", "q"), ("dk", "k"), ("dv", "v"))}
     result["lse"] = np.zeros(arrays["q"].shape[:3])
     seen = visible(case, options)
@@ -377,8 +401,8 @@ def simulate(case: AttentionCase, arrays: dict[str, np.ndarray], options: Option
             for h in range(g * case.group_size, (g + 1) * case.group_size):
                 q, dout = arrays["q"][b, h].astype(work), arrays["dout"][b, h].astype(work)
                 dlse = None if arrays["dlse"] is None else arrays["dlse"][b, h]
-                out, lse = kernel.forward(q, k, v, wide, case.softmax_scale)
-                dq, dk, dv = kernel.backward(q, k, v, dout, dlse, out, lse, wide, case.softmax_scale, (dk, dv))
+                out, lse = kernel.forward(q, k, v, wide, scale)
+                dq, dk, dv = kernel.backward(q, k, v, dout, dlse, out, lse, wide, scale, factor, (dk, dv))
                 result["out"][b, h], result["lse"][b, h], result["dq"][b, h] = out, lse, dq
             result["dk"][b, g] = cast((dk * factor).astype(work), case.dtype)[: case.seqlen_k]
             result["dv"][b, g] = cast(dv, case.dtype)[: case.seqlen_k]
@@ -399,7 +423,11 @@ def truth(
         for h in range(case.heads_q):
             g = h // case.group_size
             q, k, v, dout = (arrays[name][b, head].astype(wide) for name, head in (("q", h), ("k", g), ("v", g), ("dout", h)))
-            x = np.where(seen, wide(case.softmax_scale) * (q @ k.T), -np.inf)
+            x, slope = wide(case.softmax_scale) * (q @ k.T), wide(1)
+            if case.softcap is not None:
+                cap = wide(case.softcap)
+                x, slope = cap * np.tanh(x / cap), 1 / np.cosh(np.clip(x / cap, -5000, 5000)) ** 2
+            x = np.where(seen, x, -np.inf)
             top = x.max(1, initial=-np.inf)
             top = np.where(np.isneginf(top), 0, top)
             e = np.exp(x - top[:, None])
@@ -415,7 +443,7 @@ def truth(
             delta = (dout * out).sum(1)
             if arrays["dlse"] is not None:
                 delta = delta - arrays["dlse"][b, h].astype(wide)
-            ds = p * (dout @ v.T - delta[:, None])
+            ds = p * (dout @ v.T - delta[:, None]) * slope
             result["dq"][b, h] = wide(case.softmax_scale) * (ds @ k)
             result["dk"][b, g] += wide(case.softmax_scale) * (ds.T @ q)
             result["dv"][b, g] += p.T @ dout

@@ -35,6 +35,8 @@ DEFECTS = {
     "float32 P in float64": (PLAIN.replace(dtype="fp64"), "normal", {"probability": "fp32"}, "out"),
     "key dropped": (PLAIN, "needle", {"dropped_key": 74}, "out"),
     "key dropped, lse": (PLAIN, "normal", {"dropped_key": 3}, "lse"),
+    "slope of the soft cap forgotten, dq": (PLAIN.replace(softcap=2.0), "normal", {"cap_slope": "none"}, "dq modular"),
+    "slope of the soft cap forgotten, dk": (PLAIN.replace(softcap=2.0), "normal", {"cap_slope": "none"}, "dk modular"),
     "k scaled and rounded before": (PLAIN, "large", {"prescale": True}, "lse"),
 }
 

@@ -52,6 +52,11 @@ FAULTLESS = {
     "fp32, one cotangent more": (SINGLE.replace(lse_grad=True), {}),
     "values with an offset": (HALF.replace(regime="offset-values"), {}),
     "fp32, values with an offset": (SINGLE.replace(regime="offset-values"), {}),
+    "soft cap": (CASE.replace(softcap=2.0), {"cap_slope": "sech"}),
+    "soft cap, slope of the rounded tanh": (HALF.replace(softcap=1.0), {"cap_slope": "tanh"}),
+    "fp32, soft cap": (SINGLE.replace(softcap=2.0), {"cap_slope": "sech"}),
+    "fp32, low soft cap, causal": (SINGLE.replace(softcap=0.5, mask="causal", seqlen_q=144), {"cap_slope": "tanh"}),
+    "fp32, soft cap, large": (SINGLE.replace(softcap=15.0, regime="large"), {"cap_slope": "sech"}),
     "gradients that vanish": (HALF.replace(regime="tiny"), {}),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import defaultdict
 
@@ -53,11 +54,25 @@ def configurations(dtype: str, kind: str):
         yield case, options
 
 
+CAPS = (None, 0.25, 2.0, 30.0)
+"""Soft caps from one that all logits of the larger kinds reach to one that few of them feel."""
+
+
+def capped(case: AttentionCase, options: Options, softcap: float, turn: int) -> tuple[AttentionCase, Options]:
+    """The same with a soft cap, whose derivative is formed in one way and the other."""
+    slope = ("sech", "tanh")[turn % 2]
+    return case.replace(softcap=softcap), dataclasses.replace(options, prescale=False, cap_slope=slope)
+
+
+@pytest.mark.parametrize("softcap", CAPS)
 @pytest.mark.parametrize("dtype", DOTS)
-def test_a_correct_kernel_stays_within_its_budget(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_correct_kernel_stays_within_its_budget(
+    dtype: str, softcap: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     largest: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
     for kind in KINDS:
-        for case, options in configurations(dtype, kind):
+        for turn, configuration in enumerate(configurations(dtype, kind)):
+            case, options = configuration if softcap is None else capped(*configuration, softcap, turn)
             arrays = make(case, kind)
             found = ratios(case, arrays, simulate(case, arrays, options), contract_of(dtype, options))
             for tensor, ratio in found.items():

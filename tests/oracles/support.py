@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flashverify.cases.case import DTYPES, AttentionCase
-from flashverify.cases.semantics import visible
+from flashverify.cases.semantics import cap_slope, capped, visible
 from flashverify.cases.tensors import TENSORS, Inputs, Outputs
 from flashverify.numerics.formats import FP64
 
@@ -62,6 +62,14 @@ PROBLEMS = [
     problem(4, 6, 3, kind="equal-keys", lse_grad=True),
     problem(4, 6, 3, kind="cancelling-values"),
     problem(4, 6, 3, kind="offset-values", dtype="fp64"),
+    problem(5, 5, 4, softcap=1.5, lse_grad=True),
+    problem(6, 7, 3, "causal", softcap=0.5, scale=-1.0, heads_q=4, heads_kv=2, dtype="bf16", lse_grad=True),
+    problem(7, 5, 3, softcap=2.0, window_left=2, window_right=1, heads_q=2, lse_grad=True),
+    problem(4, 7, 3, "causal-topleft", softcap=30.0, window_left=1, stretch=32.0, dtype="fp16"),
+    problem(5, 6, 8, softcap=15.0, stretch=2.0**20, dtype="fp64", lse_grad=True),
+    problem(5, 4, 3, softcap=2.0**40, dtype="fp64", lse_grad=True),
+    problem(4, 6, 3, kind="equal-keys", softcap=1.0, lse_grad=True),
+    problem(4, 0, 3, softcap=1.0, lse_grad=True),
 ]
 """Small problems that between them use every feature, and every size that is zero or one."""
 
@@ -90,6 +98,7 @@ def draw(example: Problem) -> Inputs:
 class _Terms:
     """Float64 tensors by query head: what both bounds are made of."""
 
+    case: AttentionCase
     scale: float
     sees: torch.Tensor
     q: torch.Tensor
@@ -97,6 +106,7 @@ class _Terms:
     v: torch.Tensor
     dout: torch.Tensor
     x: torch.Tensor
+    s: torch.Tensor
     magnitude: torch.Tensor
 
     @classmethod
@@ -107,30 +117,58 @@ class _Terms:
         table = [[visible(case, i, j) for j in range(case.seqlen_k)] for i in range(case.seqlen_q)]
         sees = torch.tensor(table, dtype=torch.bool).reshape(case.seqlen_q, case.seqlen_k)
         scale = case.softmax_scale
-        product = q @ k.mT
-        return cls(scale, sees, q, k, v, dout, scale * product, abs(scale) * (q.abs() @ k.abs().mT))
+        x = scale * (q @ k.mT)
+        return cls(case, scale, sees, q, k, v, dout, x, capped(case, x), abs(scale) * (q.abs() @ k.abs().mT))
 
     def p(self, lse: torch.Tensor) -> torch.Tensor:
         safe = torch.where(lse.isinf(), torch.inf, lse)
-        return torch.where(self.sees, (self.x - safe[..., None]).exp(), 0.0)
+        return torch.where(self.sees, (self.s - safe[..., None]).exp(), 0.0)
+
+    def score_error(self) -> torch.Tensor:
+        """How far a float64 x can be from the exact one."""
+        return UNIT * ((self.case.head_dim + 2) * self.magnitude + 2 * self.x.abs())
+
+    def moved(self) -> torch.Tensor:
+        """How far x / cap can be from the exact one: x's error and the quotient's rounding."""
+        assert self.case.softcap is not None
+        return (self.score_error() + UNIT * self.x.abs()) / self.case.softcap
+
+    def logit_error(self) -> torch.Tensor:
+        """How far a float64 logit can be from the exact one.
+
+        Under a cap: what y = x / cap is moved by, through the slope (ln slope has slope 2 at most, so that it is within
+        e^(2 moved) of the one at y, and it never exceeds 1), tanh within 2 ulp (4u), and the product u.
+        """
+        if self.case.softcap is None:
+            return self.score_error()
+        moved = self.moved()
+        slope = torch.where(moved > SMALL, 1.0, cap_slope(self.case, self.x) * (2 * moved.clamp(max=SMALL)).exp())
+        return self.case.softcap * slope.clamp(max=1) * moved + 5 * UNIT * self.s.abs()
+
+    def slope_error(self) -> torch.Tensor:
+        """How far the float64 slope 4e / (1 + e)² can be from the exact one, relatively.
+
+        What y is moved by, twice; exp within 2 ulp (4u, times (1 - e) / (1 + e)), 1 + e twice, a square, a quotient.
+        """
+        return (2 * self.moved()).expm1() + 8 * UNIT
 
 
 def forward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor):
     """How far float64 out and lse can be from the exact ones, elementwise.
 
-    The contract: products in any order (D u relative to the sum of magnitudes), scaling u, x - m one rounding, exp
-    within 2 ulp (4u), row sums in any order, division u, log within 2 ulp. Errors of m cancel. With the exponent's
-    error |xi_j| <= omega_j, out' - out = sum p (e^xi - 1)(v - out) / sum p e^xi exactly; P·V and the row sum add
-    (N + 2) u.
+    The contract: products in any order (D u relative to the sum of magnitudes), scaling u, a cap as `logit_error` has it,
+    x - m one rounding, exp within 2 ulp (4u), row sums in any order, division u, log within 2 ulp. Errors of m cancel.
+    With the exponent's error |xi_j| <= omega_j, out' - out = sum p (e^xi - 1)(v - out) / sum p e^xi exactly; P·V and the
+    row sum add (N + 2) u.
     """
     t = _Terms.of(case, inputs)
     if case.seqlen_k == 0:
         return torch.zeros_like(out), torch.zeros_like(lse)
     p, hidden = t.p(lse), ~t.sees.any(-1)
-    top = t.x.masked_fill(~t.sees, -torch.inf).amax(-1)
+    top = t.s.masked_fill(~t.sees, -torch.inf).amax(-1)
     top = torch.where(top.isinf(), 0.0, top)
-    gap = (top[..., None] - t.x).clamp(min=0)
-    omega = torch.where(t.sees, UNIT * ((case.head_dim + 2) * t.magnitude + 2 * t.x.abs() + gap + 4), 0.0)
+    gap = (top[..., None] - t.s).clamp(min=0)
+    omega = torch.where(t.sees, t.logit_error() + UNIT * (gap + 4), 0.0)
     _require_small(torch.where(p > UNIT, omega, 0.0))
     omega = omega.clamp(max=SMALL)
     shrunk = torch.where(hidden, 1.0, (p * (-omega).exp()).sum(-1))
@@ -143,10 +181,11 @@ def forward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: t
     return _keep(bound_out, hidden[:, None], lost), _keep(bound_lse, hidden, lost)
 
 
-def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, given=None):
+def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, given=None, slope_error=0.0):
     """How far float64 dq, dk and dv can be from the exact ones, elementwise.
 
-    The contract: P within e^omega - 1, D and dP products in any order, dS two sums and a product, then products in any
+    The contract: P within e^omega - 1, D and dP products in any order, dS two sums, a product with a cap's slope as
+    `_Terms.slope_error` has it, and a product with P, then products in any
     order over seqlen_k keys (dq) or group x seqlen_q rows (dk, dv).
 
     Args:
@@ -155,12 +194,13 @@ def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: 
         out: the out that the backward pass is given, or the exact one.
         lse: the same for lse.
         given: bounds of out and lse where the backward pass is given float64 approximations of them (end to end).
+        slope_error: absolute error of a cap's slope, on top of the relative one.
     """
     t = _Terms.of(case, inputs)
     error_out, error_lse = (torch.zeros_like(out), torch.zeros_like(lse)) if given is None else given
     finite = torch.where(lse.isinf(), 0.0, lse)[..., None]
     p = t.p(lse)
-    omega = UNIT * ((case.head_dim + 2) * t.magnitude + 2 * t.x.abs() + (t.x - finite).abs() + 4) + error_lse[..., None]
+    omega = t.logit_error() + UNIT * ((t.s - finite).abs() + 4) + error_lse[..., None]
     _require_small(torch.where(p > UNIT, omega, 0.0))
     omega = omega.clamp(max=SMALL)
     dp, delta = t.dout @ t.v.mT, (t.dout * out).sum(-1)[..., None]
@@ -169,8 +209,12 @@ def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: 
     error_delta = case.head_dim * UNIT * sizes + (t.dout.abs() * error_out).sum(-1)[..., None]
     error_dp = case.head_dim * UNIT * (t.dout.abs() @ t.v.abs().mT)
     total = dp - delta + dlse[..., None]
-    ds = p * total
     error_total = error_dp + error_delta + UNIT * ((dp - delta).abs() + total.abs())
+    if case.softcap is not None:
+        slope = cap_slope(case, t.x)
+        error_total = slope * error_total + total.abs() * (slope * (t.slope_error() + UNIT) + slope_error)
+        total = slope * total
+    ds = p * total
     error_ds = p * omega.expm1() * total.abs() + p * error_total + UNIT * ds.abs()
     scale, group = abs(t.scale), case.heads_q // case.heads_kv
     rows = group * case.seqlen_q + 2
@@ -184,10 +228,10 @@ def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: 
     return tuple(_keep(bound, nowhere, lost) for bound in (bound_dq, *summed))
 
 
-def end_to_end_bound(case: AttentionCase, inputs: Inputs, exact: Outputs) -> Outputs:
+def end_to_end_bound(case: AttentionCase, inputs: Inputs, exact: Outputs, slope_error: float = 0.0) -> Outputs:
     """The bound of all five outputs, where the backward pass gets the oracle's own out and lse."""
     given = forward_bound(case, inputs, exact.out, exact.lse)
-    return Outputs(*given, *backward_bound(case, inputs, exact.out, exact.lse, given))
+    return Outputs(*given, *backward_bound(case, inputs, exact.out, exact.lse, given, slope_error))
 
 
 def worst_ratio(found: torch.Tensor, mid: torch.Tensor, radius: torch.Tensor, bound: torch.Tensor) -> float:

@@ -23,6 +23,11 @@ DEFECTS = [
     (dense, "scores - lse[..., None]", "scores - lse.float()[..., None]"),
     (dense, "ds = torch.where(seen, p * ds, 0.0)", "ds = torch.where(seen, p.float() * ds, 0.0)"),
     (dense, "heads == head", "heads >= head"),
+    (dense, "ds * cap_slope(case, x)", "ds"),
+    (dense, "cap_slope(case, x)", "cap_slope(case, scores)"),
+    (dense, "cap_slope(case, x)", "(1 - (x / case.softcap).tanh() ** 2)"),
+    (dense, "scores = capped(case, x)", "scores = x"),
+    (dense, "capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))", "(case.softmax_scale * (q @ k.transpose(-2, -1)))"),
     (dense, "lse = inputs.dout.double(), out.double()", "lse = inputs.dout.double(), out.double() * 1.0000000001"),
     (tiled, "key_head(case, h) == g", "h % case.heads_kv == g"),
     (tiled, "% case.seqlen_q, columns", ", columns"),
@@ -33,6 +38,14 @@ DEFECTS = [
     (tiled, "dv[b, g] += p.T", "dv[b, g] = p.T"),
     (tiled, "range(0, total, height)", "range(0, total - height, height)"),
     (tiled, "(top + length.log())", "(top + length.float().log())"),
+    (tiled, "ds.mul_(slope)", "pass"),
+    (tiled, "cap_slope(case, x)", "cap_slope(case, x).float()"),
+    (tiled, "p = capped(case, x)", "p = x"),
+    (
+        tiled,
+        "capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))",
+        "capped(case, stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)",
+    ),
 ]
 
 

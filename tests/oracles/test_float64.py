@@ -39,8 +39,9 @@ class Watch(TorchDispatchMode):
 
 @both
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "fp64"])
-def test_nothing_below_float64_inside(oracle, dtype):
-    example = problem(6, 5, 4, "causal", heads_q=4, heads_kv=2, dtype=dtype, lse_grad=True)
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_nothing_below_float64_inside(oracle, dtype, softcap):
+    example = problem(6, 5, 4, "causal", heads_q=4, heads_kv=2, dtype=dtype, lse_grad=True, softcap=softcap)
     inputs = draw(example)
     inputs.v[0, 0, 0] = torch.nan
     out, lse = torch.zeros_like(inputs.q), torch.zeros(1, 4, 6)
@@ -105,8 +106,9 @@ def depends(example, name: str, row: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mask", ["causal", "causal-topleft"])
 @pytest.mark.parametrize("name", ["q", "k", "v", "dout"])
 @pytest.mark.parametrize("row", [0, 2, 3])
-def test_nan_reaches_what_depends_on_it_and_nothing_else(oracle, mask, name, row):
-    example = problem(5, 4, 3, mask, lse_grad=True, dtype="fp64")
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_nan_reaches_what_depends_on_it_and_nothing_else(oracle, mask, name, row, softcap):
+    example = problem(5, 4, 3, mask, lse_grad=True, dtype="fp64", softcap=softcap)
     clean = oracle.attention(example.case, draw(example))
     found = oracle.attention(example.case, poisoned(example, name, (0, 0, row), torch.nan))
     for output, expected in depends(example, name, row).items():
