@@ -100,6 +100,61 @@ _ALL = (
         ),
     ),
     Mutant(
+        "softcap-after-mask",
+        "The forward pass caps logits after it hid some: -inf becomes -cap, and what is hidden leaks.",
+        "Dao-AILab/flash-attention#1025",
+        (
+            Edit(
+                "forward.py",
+                "        if SOFTCAP:\n            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
+                "",
+            ),
+            Edit(
+                "forward.py",
+                '            scores = tl.where(seen, scores, float("-inf"))\n',
+                '            scores = tl.where(seen, scores, float("-inf"))\n'
+                "        if SOFTCAP:\n            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "softcap-times-logit",
+        "The forward pass multiplies tanh by the logit instead of the cap.",
+        "Dao-AILab/flash-attention#2402",
+        (
+            Edit(
+                "forward.py",
+                "            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
+                "            capped, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n"
+                "            scores = scores * inner_scale * capped\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "softcap-slope-missing-in-dkdv",
+        "dK lacks the derivative of the soft cap.",
+        "Dao-AILab/flash-attention#1033",
+        (
+            Edit(
+                "backward.py",
+                "        ds = p * (dp - delta[None, :])\n        if SOFTCAP:\n            ds = ds * slope\n",
+                "        ds = p * (dp - delta[None, :])\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "softcap-slope-missing-in-dq",
+        "dQ lacks the derivative of the soft cap.",
+        "openxla/tokamax#1121",
+        (
+            Edit(
+                "backward.py",
+                "        ds = p * (dp - delta[:, None])\n        if SOFTCAP:\n            ds = ds * slope\n",
+                "        ds = p * (dp - delta[:, None])\n",
+            ),
+        ),
+    ),
+    Mutant(
         "delta-missing",
         "The backward pass forgets delta, the row sum of dO·out.",
         "control",

@@ -15,6 +15,7 @@ GROWING = "fp16_b1_h1x1_n17x65_d16_full_growing-maximum_contiguous_s0"
 FALLING = "fp16_b1_h1x1_n17x65_d16_full_falling-maximum_contiguous_s0"
 
 WINDOW = "fp32_b1_h2x1_n70x70_d16_causal_normal_contiguous_left20_s0"
+SOFTCAP = "fp16_b1_h2x1_n47x40_d16_causal_normal_contiguous_cap2.0_s0"
 VALUES = "fp32_b1_h1x1_n33x70_d16x40_full_normal_contiguous_s0"
 
 SEEN_BY = {
@@ -27,6 +28,10 @@ SEEN_BY = {
     "window-off-by-one": (WINDOW, "out", {"accuracy", "function"}),
     "window-not-hidden-in-dkdv": (WINDOW, "dk", {"accuracy", "function"}),
     "window-tile-short-in-dkdv": (WINDOW, "dv", {"accuracy", "function"}),
+    "softcap-after-mask": (SOFTCAP, "out", {"accuracy", "function"}),
+    "softcap-times-logit": (SOFTCAP, "lse", {"accuracy", "function"}),
+    "softcap-slope-missing-in-dkdv": (SOFTCAP, "dk", {"accuracy", "function"}),
+    "softcap-slope-missing-in-dq": (SOFTCAP, "dq", {"accuracy", "function"}),
     "delta-missing": (CAUSAL, "dq", {"accuracy", "function"}),
     "tf32-for-fp32": (TAIL, "dv", {"accuracy"}),
     "lse-in-base-2": (CAUSAL, "lse", {"accuracy", "function"}),
@@ -63,7 +68,7 @@ def test_every_mutant_is_expected_to_be_seen():
     assert not SEEN_BY.keys() & ROUNDING_SEEN_BY.keys()
 
 
-@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, VALUES])
+@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, VALUES])
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
