@@ -57,11 +57,13 @@ class FunctionKernel:
         self._function: Callable[..., Any] = function
 
     def declines(self, case: AttentionCase) -> str | None:
-        """What the signature lacks (windows, soft caps, bottom-right masks with Nq != Nk), dlse without lse, what it says."""
+        """What the signature lacks (windows, caps, biases, bottom-right masks with Nq != Nk), dlse without lse, its own."""
         if "window" in case.features:
             return "sliding window"
         if case.softcap is not None:
             return "soft cap"
+        if case.alibi is not None:
+            return "linear biases"
         if case.mask == "causal" and case.seqlen_q != case.seqlen_k:
             return "bottom-right causal mask with seqlen_q != seqlen_k"
         if case.lse_grad and not self.returns_lse:

@@ -65,6 +65,7 @@ class SdpaKernel:
             (case.dtype not in ("fp16", "bf16"), case.dtype),
             ("window" in case.features, "sliding window"),
             (case.softcap is not None, "soft cap"),
+            (case.alibi is not None, "linear biases"),
             ("head-dim-v" in case.features, "head size of v other than that of k"),
             (case.group_size > 1, "grouped heads"),
             (case.lse_grad, "gradient of lse"),

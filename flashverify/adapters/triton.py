@@ -11,7 +11,7 @@ import torch
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import causal_offset, first_offset, limited
+from flashverify.cases.semantics import alibi_slope_tensor, causal_offset, first_offset, limited
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
@@ -87,6 +87,9 @@ class TritonKernel:
 
     def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
         """Forward and backward; see `Kernel.run`."""
+        slopes = self._slopes(case)
+        if slopes is not None and case.alibi == "heads" and case.batch:
+            slopes = slopes[0]
 
         def through_function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             out, lse, _ = self._package.flash_attn_func(
@@ -94,6 +97,7 @@ class TritonKernel:
                 softmax_scale=case.scale,
                 causal=case.mask == "causal",
                 softcap=case.softcap or 0.0,
+                alibi_slopes=slopes,
                 window_size=tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
                 return_attn_probs=True,
                 input_precision=self.precision,
@@ -102,8 +106,8 @@ class TritonKernel:
 
         def through_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The SDPA drop-in, which aligns top-left, returns no lse.
-            visible = causal_offset(case), first_offset(case)
-            out, lse = self._operators.attention(q, k, v, case.softmax_scale, case.softcap, *visible, self.precision, None)
+            features = case.softcap, None, causal_offset(case), first_offset(case)
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None)
             return out, lse
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
@@ -115,7 +119,7 @@ class TritonKernel:
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
         visible = causal_offset(case), first_offset(case)
-        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, *visible, softcap=case.softcap)
+        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, *visible, softcap=case.softcap, alibi=self._slopes(case))
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -124,6 +128,10 @@ class TritonKernel:
             q, k, v, is_causal=causal, input_precision=self.precision
         )
         return out
+
+    def _slopes(self, case: AttentionCase) -> torch.Tensor | None:
+        """Slopes of linear biases, (B, Hq), or None."""
+        return None if case.alibi is None else alibi_slope_tensor(case, self.device).float()
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         dtype = TORCH_DTYPES[case.dtype]

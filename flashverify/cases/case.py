@@ -14,6 +14,9 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "flo
 MASKS = ("full", "causal", "causal-topleft")
 """Visibility rules; `causal` is aligned bottom-right, `causal-topleft` top-left (see `semantics.py`)."""
 
+ALIBIS = ("heads", "batch")
+"""Linear biases: with one slope for each query head, or for each batch entry and query head (`semantics.alibi_slopes`)."""
+
 MAX_HEAD_DIM = 256
 
 SOFTCAP_RANGE = (2.0**-20, 2.0**40)
@@ -30,7 +33,7 @@ _ID = re.compile(
     rf"_(?P<mask>{_NAME})_(?P<regime>{_NAME})_(?P<layout>{_NAME})"
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
-    r"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
@@ -44,7 +47,7 @@ _OPTIONAL = {"head_dim_v": 1, **dict.fromkeys(_WINDOW, 0)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
-    """One attention problem: shapes, heads, dtype, mask, scale, softcap, layout, input regime and seed.
+    """One attention problem: shapes, heads, dtype, mask, scale, softcap, biases, layout, input regime and seed.
 
     Tensors are written B,H,N,D throughout the verifier: q and dO are (batch, heads_q, seqlen_q, head_dim), k and v are
     (batch, heads_kv, seqlen_k, head_dim); v and dO have head_dim_v columns, if that is given. Query head h reads key head
@@ -62,6 +65,7 @@ class AttentionCase:
         scale: softmax scale as an exact float64, or None for 1/sqrt(head_dim) as Python computes it
             (`head_dim ** -0.5`).
         softcap: cap of the logits (cap·tanh(logit / cap), see `semantics.py`) as an exact float64, or None: no cap.
+        alibi: linear biases of the logits, one of `ALIBIS`, or None; aligned bottom-right, so not with `causal-topleft`.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
         seed: seed of the inputs, >= 0.
 
@@ -85,6 +89,7 @@ class AttentionCase:
     layout: str = "contiguous"
     scale: float | None = None
     softcap: float | None = None
+    alibi: str | None = None
     lse_grad: bool = False
     seed: int = 0
 
@@ -114,6 +119,15 @@ class AttentionCase:
             raise ValueError(
                 f"window_right: got {self.window_right}, accepted with mask {self.mask} is None: it sees no key after"
             )
+        if self.alibi is not None:
+            if not isinstance(self.alibi, str):
+                raise TypeError(f"alibi: got {self.alibi!r}, accepted are {', '.join(ALIBIS)} and None")
+            if self.alibi not in ALIBIS:
+                raise ValueError(f"alibi: got {self.alibi!r}, accepted are {', '.join(ALIBIS)} and None")
+            if self.mask == "causal-topleft":
+                raise ValueError(
+                    f"alibi: got {self.alibi!r}, accepted with mask {self.mask} is None: biases are aligned bottom-right"
+                )
         if self.heads_q % self.heads_kv:
             raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
         for name in ("head_dim", "head_dim_v"):
@@ -156,6 +170,8 @@ class AttentionCase:
             parts.append(f"scale{self.scale!r}")
         if self.softcap is not None:
             parts.append(f"cap{self.softcap!r}")
+        if self.alibi is not None:
+            parts.append(f"alibi-{self.alibi}")
         if self.lse_grad:
             parts.append("dlse")
         parts.append(f"s{self.seed}")
@@ -173,7 +189,7 @@ class AttentionCase:
         if match is None:
             raise ValueError(f"case id: got {reprlib.repr(case_id)}, accepted are ids such as {example}")
         fields: dict[str, str | None] = match.groupdict()
-        words = {name: text for name in ("dtype", "mask", "regime", "layout") if (text := fields[name]) is not None}
+        words = {name: text for name in ("dtype", "mask", "regime", "layout", "alibi") if (text := fields[name]) is not None}
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
         factors = {name: float(text) for name in ("scale", "softcap") if (text := fields[name]) is not None}
         case = cls(**words, **numbers, **factors, lse_grad=fields["lse_grad"] is not None)  # type: ignore[arg-type]
@@ -214,6 +230,8 @@ class AttentionCase:
             found.add("scale")
         if self.softcap is not None:
             found.add("softcap")
+        if self.alibi is not None:
+            found.add("alibi")
         if self.lse_grad:
             found.add("dlse")
         if self.layout != "contiguous":

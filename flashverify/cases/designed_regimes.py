@@ -2,7 +2,7 @@
 
 Designed logits hold for any scale within `sampling.DESIGN_SCALES`, negative ones included; outside they stay finite.
 They are designed as they are before a softcap: with one, their order holds, and what is promised of their size and gaps
-does not.
+does not. With linear biases neither is promised, nor equal weights (zero-queries) or one key's weight of 1 (one-hot, copy).
 """
 
 from __future__ import annotations

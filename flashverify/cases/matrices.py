@@ -1,7 +1,7 @@
 """Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
 
-smoke     about 170 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
-standard  about 1,600 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
+smoke     about 180 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
+standard  about 1,650 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
           a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
 full      standard, and a few cases of up to 65,536 queries and keys.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, product
 from typing import Any
 
-from flashverify.cases.case import DTYPES, MASKS, AttentionCase
+from flashverify.cases.case import ALIBIS, DTYPES, MASKS, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.regimes import REGIMES
 
@@ -246,6 +246,32 @@ def _softcaps() -> Iterator[AttentionCase]:
         )
 
 
+def _alibi() -> Iterator[AttentionCase]:
+    """Linear biases x heads x dtype, full, causal and causal with a window; some under a softcap, some with one batch entry."""
+    shapes = ((130, 130, 64), (257, 300, 128), (100, 257, 40), (300, 129, 64), (64, 200, 128))
+    turns = product(enumerate(((4, 2), (6, 2), (3, 3))), enumerate(DTYPES), enumerate((*TWO_MASKS, "window")))
+    for index, ((a, (heads_q, heads_kv)), (b, dtype), (c, view)) in enumerate(turns):
+        # Every view meets both kinds of slopes, and every kind every regime, in every dtype.
+        alibi = ALIBIS[(a + b + c) % len(ALIBIS)]
+        seqlen_q, seqlen_k, head_dim = shapes[index % len(shapes)]
+        yield AttentionCase(
+            dtype=dtype,
+            batch=2 if (alibi == "batch") != (index % 5 == 3) else 1,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=head_dim,
+            mask="full" if view == "full" else "causal",
+            window_left=(33, 64, 16)[(a + b) % 3] if view == "window" else None,
+            regime=("normal", "large", "copy", "zero-queries")[((3 * a + c) // 2 + b) % 4],
+            softcap=15.0 if (index // 5 + index % 5) % 3 == 0 else None,
+            alibi=alibi,
+            lse_grad=index % 7 in {1, 4},
+            seed=index % 3,
+        )
+
+
 def _decoding() -> Iterator[AttentionCase]:
     """Few queries against many keys x dtype, full and causal, with grouped heads."""
     lengths = product((1, 2, 5), (1, 17, 128, 1000, 4095))
@@ -363,6 +389,17 @@ def _smoke_softcaps() -> Iterator[AttentionCase]:
         )
 
 
+def _smoke_alibi() -> Iterator[AttentionCase]:
+    """Linear biases in every dtype: of either kind, full, causal and with a window, one under a softcap."""
+    plain = AttentionCase(dtype="fp16", heads_q=4, heads_kv=2, seqlen_q=33, seqlen_k=47, head_dim=16, alibi="heads")
+    yield plain
+    yield plain.replace(
+        dtype="bf16", batch=2, heads_q=3, heads_kv=3, seqlen_q=20, seqlen_k=33, mask="causal", regime="large", alibi="batch"
+    )
+    yield plain.replace(dtype="fp32", seqlen_q=47, seqlen_k=40, mask="causal", window_left=18, alibi="batch", lse_grad=True)
+    yield plain.replace(dtype="fp64", heads_q=3, heads_kv=1, seqlen_q=17, seqlen_k=31, softcap=2.0, lse_grad=True)
+
+
 def _smoke_distributions() -> Iterator[AttentionCase]:
     """The fewest rows and features in which the distribution of errors speaks."""
     for dtype, mask in product(("fp16", "bf16", "fp32"), MASKS[:2]):
@@ -404,13 +441,14 @@ _STANDARD = (
     _scales,
     _windows,
     _softcaps,
+    _alibi,
     _decoding,
     _distributions,
     _empty,
 )
 
 MATRICES: dict[str, tuple[Builder, ...]] = {
-    "smoke": (_smoke_regimes, _smoke_features, _smoke_windows, _smoke_softcaps, _smoke_distributions),
+    "smoke": (_smoke_regimes, _smoke_features, _smoke_windows, _smoke_softcaps, _smoke_alibi, _smoke_distributions),
     "standard": _STANDARD,
     "full": (*_STANDARD, _very_long),
 }

@@ -1,4 +1,8 @@
-"""Regimes that draw at random: scales, cancellation, ranges, signs. Each says which defect it is for."""
+"""Regimes that draw at random: scales, cancellation, ranges, signs. Each says which defect it is for.
+
+Equal keys have equal logits, and equal weights, without linear biases alone (repeated-maximum, equal-logits,
+cancelling-values).
+"""
 
 from __future__ import annotations
 
@@ -90,7 +94,7 @@ def cancelling_output(source: Source) -> Values:
     """Queries of a key head nearly equal, values projected so that the last row's P·V is nearly 0 while P·|V| is not.
 
     Weights are in one pattern for all rows, so that their rounding errors add up in the same direction in every row.
-    They are the weights without a softcap: with one, P·V cancels less.
+    They are the weights without a softcap and without biases: with either, P·V cancels less.
     """
     case = source.case
     values = source.normals()

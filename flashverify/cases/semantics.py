@@ -1,16 +1,20 @@
 """The mathematical definition of attention that every oracle uses.
 
-    X = scale·QKᵀ,   S = cap·tanh(X / cap) with a softcap, else X
+    X = scale·QKᵀ,   S = cap·tanh(X / cap) with a softcap, else X;   S_ij - slope·|i + seqlen_k - seqlen_q - j| with alibi
     P_ij = exp(S_ij - lse_i) for visible (i, j), else 0,   lse_i = ln sum_j exp(S_ij),   out = P·V
 
-Visibility and the cap are each stated once in scalar form (for mpmath and balls) and once vectorised (for float64);
+Visibility, the cap and the bias are each stated once in scalar form (for mpmath and balls) and once vectorised (for float64);
 tests hold them equal. A row that sees no key has out = 0, lse = -inf and zero gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Context
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from flashverify.cases.case import AttentionCase
 
@@ -127,3 +131,57 @@ def cap_slope(case: AttentionCase, x: torch.Tensor) -> torch.Tensor:
         return x.new_ones(x.shape)
     e = (-2 * (x / case.softcap).abs()).exp()
     return 4 * e / (1 + e) ** 2
+
+
+def alibi_slopes(case: AttentionCase) -> list[list[float]]:
+    """The slope of each batch entry and query head, float32 numbers: batch lists of heads_q; zeros without alibi.
+
+    "heads": 2^(-8 (h + 1) / heads_q) in every batch entry (Press, Smith and Lewis, arXiv 2108.12409), but 0 in head
+    heads_q // 2 of three or more. "batch": the same times (1 + batch entry) / 2, so that entries differ, but 0 in that head of
+    the last entry alone, where there are three heads or two entries. Decimal arithmetic gives the same numbers everywhere.
+    """
+    return [list(slopes) for slopes in _alibi_slopes(case.alibi, case.batch, case.heads_q)]
+
+
+@lru_cache(maxsize=64)
+def _alibi_slopes(alibi: str | None, batch: int, heads: int) -> tuple[tuple[float, ...], ...]:
+    decimal, by_entry = Context(prec=40), alibi == "batch"
+    zero_at = heads // 2 if heads >= 3 or (by_entry and batch >= 2) else None
+
+    def slope(b: int, h: int) -> float:
+        if alibi is None or (h == zero_at and (b == batch - 1 or not by_entry)):
+            return 0.0
+        steepness = decimal.power(2, decimal.divide(-8 * (h + 1), heads))
+        return float(np.float32(decimal.multiply(steepness, decimal.divide(1 + b if by_entry else 2, 2))))
+
+    return tuple(tuple(slope(b, h) for h in range(heads)) for b in range(batch))
+
+
+def alibi_slope_tensor(case: AttentionCase, device: torch.device | str = "cpu") -> torch.Tensor:
+    """`alibi_slopes` as a float64 tensor (batch, heads_q), which float32 holds exactly too."""
+    import torch
+
+    return torch.tensor(alibi_slopes(case), dtype=torch.float64, device=device).reshape(case.batch, case.heads_q)
+
+
+def alibi_scalar(case: AttentionCase, batch: int, head: int, i: int, j: int) -> float:
+    """The bias of query row i of a query head and key column j, which is added to the capped logit (scalar form).
+
+    -slope·|distance| from the key at which the query stands. Exact: 24 bits of a slope times a distance below 2^29.
+    """
+    return -_alibi_slopes(case.alibi, case.batch, case.heads_q)[batch][head] * abs(i + _position(case) - j)
+
+
+def alibi_bias(case: AttentionCase, slopes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The biases of query rows and key columns (vectorised form of `alibi_scalar`), exact too.
+
+    Args:
+        case: the case.
+        slopes: float64 tensor of slopes that broadcasts against (R, C): (batch, heads_q, 1, 1), or (R, 1), one a row.
+        rows: integer tensor (R,) of query rows.
+        columns: integer tensor (C,) of key columns; all on one device.
+
+    Returns:
+        float64 tensor (..., R, C).
+    """
+    return -slopes * (rows[:, None] + _position(case) - columns[None, :]).abs()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from flashverify.cases.case import DTYPES, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
+from flashverify.cases.case import ALIBIS, DTYPES, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.matrices import HEAD_DIMS, TILE_EDGES
 from flashverify.cases.regimes import REGIMES
@@ -79,6 +79,7 @@ def cases(
     mask = draw(st.sampled_from(MASKS))
     sides = st.one_of(st.none(), st.integers(0, 4), st.integers(0, 2 * longest))
     window_left, window_right = draw(sides), draw(sides)
+    biases = st.none() if mask == "causal-topleft" else st.sampled_from((None, None, None, *ALIBIS))
     return AttentionCase(
         dtype=draw(st.sampled_from(dtypes)),
         batch=batch,
@@ -95,6 +96,7 @@ def cases(
         layout=draw(st.sampled_from(layouts)),
         scale=draw(scales),
         softcap=draw(softcaps),
+        alibi=draw(biases),
         lse_grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

@@ -81,7 +81,7 @@ _ALL = (
         "xlite-dev/ffpa-attn#300",
         (
             Edit(
-                "backward.py",
+                "dkdv.py",
                 "                p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)\n",
                 "                p = tl.where(keys[:, None] >= -1, p, 0.0)\n",
             ),
@@ -93,7 +93,7 @@ _ALL = (
         "ROCm/aiter#3742",
         (
             Edit(
-                "backward.py",
+                "dkdv.py",
                 "end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset))",
                 "end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset - BLOCK_M))",
             ),
@@ -136,7 +136,7 @@ _ALL = (
         "Dao-AILab/flash-attention#1033",
         (
             Edit(
-                "backward.py",
+                "dkdv.py",
                 "        ds = p * (dp - delta[None, :])\n        if SOFTCAP:\n            ds = ds * slope\n",
                 "        ds = p * (dp - delta[None, :])\n",
             ),
@@ -148,7 +148,7 @@ _ALL = (
         "openxla/tokamax#1121",
         (
             Edit(
-                "backward.py",
+                "dq.py",
                 "        ds = p * (dp - delta[:, None])\n        if SOFTCAP:\n            ds = ds * slope\n",
                 "        ds = p * (dp - delta[:, None])\n",
             ),

@@ -95,8 +95,8 @@ ROUNDING = (
         "dS is truncated, not rounded, before it meets K and Q.",
         "ROCm/aiter#5151",
         (
-            Edit("backward.py", DS_OF_KEYS, DS_OF_KEYS + _truncated("ds")),
-            Edit("backward.py", DS_OF_QUERIES, DS_OF_QUERIES + _truncated("ds")),
+            Edit("dkdv.py", DS_OF_KEYS, DS_OF_KEYS + _truncated("ds")),
+            Edit("dq.py", DS_OF_QUERIES, DS_OF_QUERIES + _truncated("ds")),
         ),
     ),
     Mutant(
@@ -116,15 +116,15 @@ ROUNDING = (
         "dS of bfloat16 inputs is rounded to float16.",
         "triton-lang/triton#4469",
         (
-            Edit("backward.py", DS_OF_KEYS, DS_OF_KEYS + _HALF_DS),
-            Edit("backward.py", DS_OF_QUERIES, DS_OF_QUERIES + _HALF_DS),
+            Edit("dkdv.py", DS_OF_KEYS, DS_OF_KEYS + _HALF_DS),
+            Edit("dq.py", DS_OF_QUERIES, DS_OF_QUERIES + _HALF_DS),
         ),
     ),
     Mutant(
         "dq-accumulated-in-bf16",
         "dq's accumulator is rounded to bfloat16 at every key block.",
         "AMD-AGI/Primus-Turbo#480",
-        (Edit("backward.py", DQ, DQ + _in_bfloat16("dq")),),
+        (Edit("dq.py", DQ, DQ + _in_bfloat16("dq")),),
     ),
 )
 """What sees each of them is stated in `tests/meta/test_detection.py`."""

@@ -53,7 +53,9 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         slope = tile.slope
         amplification = raw * slope
         if case.softcap is not None:
-            amplification = amplification + case.softcap * tile.score.abs()
+            amplification = amplification + case.softcap * tile.tanh.abs()
+        if tile.bias is not None:
+            amplification = amplification + tile.bias.abs()
         p = torch.where(tile.seen, torch.exp((tile.logit - take(known_lse)[..., None]).clamp(max=0.0)), 0.0)
         row = (p * amplification).sum(-1, keepdim=True)
         weight = p * (1.0 + amplification + row)
@@ -64,7 +66,7 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         gradient = gradient + p * (dout * row_out).sum(-1, keepdim=True)
         if case.softcap is not None:
             plain = p * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
-            gradient = gradient * slope + plain * slope * 2.0 * tile.score.abs() * raw / case.softcap
+            gradient = gradient * slope + plain * slope * 2.0 * tile.tanh.abs() * raw / case.softcap
         put(out, row_out)
         put(of_lse, take(of_lse) + row.squeeze(-1))
         put(dq, scale * (gradient @ tile.k.abs()))

@@ -73,7 +73,19 @@ def product_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
 
 
 def raw_score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
-    """Bound of |computed S - true S|, (c, r, n): that of the dot product, and of tanh with a soft cap (lemmas 3 and 11).
+    """Bound of |computed S - true S|, (c, r, n): the dot product, tanh with a soft cap, and a bias (lemmas 3, 11 and 13)."""
+    error = _unbiased_error(tile, coefficients)
+    biased = tile.bias_of_score
+    if biased is None:
+        return error
+    # the slope over the scale, the distance in the accumulator's format, their product; then the sum, or one fused operation
+    of_bias = ((1.0 + coefficients.division) * (1.0 + coefficients.growth(3.0)) - 1.0) * biased + 3.0 * coefficients.tiny
+    error = error + of_bias
+    return error + coefficients.unit * (tile.score.abs() + error) + coefficients.tiny
+
+
+def _unbiased_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
+    """`raw_score_error` but for what a bias does.
 
     tanh is steepest, on the way between its true argument and the computed one, at the end that is nearer to 0.
     """
@@ -82,7 +94,8 @@ def raw_score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
         return dot
     argument, moved = capped_argument(tile, coefficients, tile.case.softcap, dot)
     carried = (moved / torch.cosh((argument - moved).clamp(min=0.0, max=LARGEST_EXPONENT)).square()).clamp(max=2.0)
-    return carried + coefficients.tanh * (tile.score.abs() + carried).clamp(max=1.0) + 2.0 * coefficients.tiny
+    largest = (torch.tanh(argument) + carried).clamp(max=1.0)
+    return carried + coefficients.tanh * largest + 2.0 * coefficients.tiny
 
 
 def capped_argument(tile: Tile, coefficients: Coefficients, cap: float, dot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,9 +116,9 @@ def slope_error(tile: Tile, coefficients: Coefficients, cap: float) -> torch.Ten
         # |d ln sech²(x) / dx| <= 2, and the exponential's argument is rounded twice
         changed = 2.0 * moved + coefficients.sech + 6.2 * unit * (argument + moved)
         return (slope * torch.expm1(changed.clamp(max=LARGEST_EXPONENT))).clamp(max=1.0) + 4.0 * tiny
-    error = raw_score_error(tile, coefficients)
-    square = error * (2.0 * tile.score.abs() + error)
-    square = square + unit * (tile.score.square() + square) + tiny
+    error, tanh = _unbiased_error(tile, coefficients), tile.tanh.abs()
+    square = error * (2.0 * tanh + error)
+    square = square + unit * (tanh.square() + square) + tiny
     return square + unit * (slope + square)
 
 
@@ -115,7 +128,7 @@ def score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
     error = raw_score_error(tile, coefficients)
     # c itself, or the scale that it is formed from, may underflow
     underflow = coefficients.tiny if multiplier < 4.0 * coefficients.contract.accumulator.smallest_normal else 0.0
-    largest = tile.score_magnitude if tile.case.softcap is None else tile.score.abs()
+    largest = tile.score_magnitude + tile.score.abs() if tile.case.softcap is None else tile.score.abs()
     return multiplier * (1.0 + coefficients.multiplier) * error + underflow * (largest + error)
 
 
@@ -224,5 +237,7 @@ def evaluation_slack(tile: Tile, lse: torch.Tensor) -> torch.Tensor:
     logits = abs(tile.softmax_scale) * row_maximum(tile.score_magnitude, tile.seen)
     if tile.case.softcap is not None:  # tanh moves logits no farther apart, and errs by a few roundings of its own
         logits = logits + tile.case.softcap
+    if tile.bias is not None:
+        logits = logits + row_maximum(tile.bias.abs(), tile.seen)
     exponent = EVALUATION_UNIT * ((tile.q.shape[-1] + 4.0) * logits + 4.0 * lse.abs() + terms)
     return torch.expm1(4.0 * exponent)

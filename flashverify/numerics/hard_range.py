@@ -106,6 +106,8 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     if tile.case.softcap is not None:
         yield "what tanh is taken of", scores * abs(tile.softmax_scale) / tile.case.softcap, accumulator
         scores = 1.0 + gradients.coefficients.tanh
+    if tile.bias_of_score is not None:
+        scores = scores + slack * _largest(tile.bias_of_score)
     logits = scores * abs(tile.scale) * LOG2E
     yield "a logit", logits, accumulator
     if contract.exponent == "shifted":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import capped, key_head, visible_mask
+from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.calibration import ROUNDED
 from flashverify.numerics.contract import Contract
@@ -34,7 +34,7 @@ def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str
         return reason
     if case.seqlen_q == 0 or case.seqlen_k == 0:
         return "no pair of a query and a key"
-    if case.softmax_scale == 0.0:
+    if case.softmax_scale == 0.0 and case.alibi is None:
         return "all logits are 0: equal weights are rounded alike"
     return _alike(case, inputs, contract)
 
@@ -88,10 +88,13 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
     every_column = torch.arange(case.seqlen_k, device=device)
     for head in range(case.heads_q):
         q, k = inputs.q[:, head].double(), inputs.k[:, key_head(case, head)].double()
-        of_rows, seen_by_rows = _logits(case, q[:, rows] @ k.mT), visible_mask(case, rows, every_column)
+        of_rows, seen_by_rows = _logits(case, head, q, k, rows, every_column), visible_mask(case, rows, every_column)
         if _repeats(of_rows, seen_by_rows, _uncertain(case, contract, q[:, rows], k)):
             return "logits repeat within a row: equal weights are rounded alike"
-        of_columns, seen_by_columns = _logits(case, k[:, columns] @ q.mT), visible_mask(case, every_row, columns).mT
+        of_columns, seen_by_columns = (
+            _logits(case, head, q, k, every_row, columns).mT,
+            visible_mask(case, every_row, columns).mT,
+        )
         if _repeats(of_columns, seen_by_columns, _uncertain(case, contract, k[:, columns], q)):
             return "logits repeat within a column: equal weights are rounded alike"
         spread = _deviation(of_rows, seen_by_rows)
@@ -113,8 +116,14 @@ def _repeats(scores: torch.Tensor, seen: torch.Tensor, uncertain: torch.Tensor) 
     return bool((equal.sum(-1) > TOLERATED_REPEATS * seen.sum(-1)).any())
 
 
-def _logits(case: AttentionCase, products: torch.Tensor) -> torch.Tensor:
-    return capped(case, case.softmax_scale * products)
+def _logits(
+    case: AttentionCase, head: int, q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """Logits of some rows and columns of a query head, (batch, rows, columns)."""
+    logits = capped(case, case.softmax_scale * (q[:, rows] @ k[:, columns].mT))
+    if case.alibi is None:
+        return logits
+    return logits + alibi_bias(case, alibi_slope_tensor(case, q.device)[:, head, None, None], rows, columns)
 
 
 def _uncertain(case: AttentionCase, contract: Contract, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

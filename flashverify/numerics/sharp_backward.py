@@ -25,6 +25,7 @@ from flashverify.numerics.sharp_forward import (
     ForwardSpread,
     argument_shrinkage,
     argument_variance,
+    bias_variance,
     feature_dot,
     score_shrinkage,
     score_variance,
@@ -189,7 +190,7 @@ class _Gradient:
         if tile.case.softcap is not None:
             rest = slope.square() * (ds_variance - ds.square() * by_score)
             ds_variance = rest + ds.square() * _capped_variance(tile, moments, tile.case.softcap, by_score)
-            bent = 2.0 * tile.score.abs() / tile.case.softcap * argument_shrinkage(tile, moments) + moments.slope_mean
+            bent = 2.0 * tile.tanh.abs() / tile.case.softcap * argument_shrinkage(tile, moments) + moments.slope_mean
             ds_bias = slope * ds_bias + ds.abs() * slope * bent
             ds = ds * slope
         scale = abs(tile.softmax_scale)
@@ -225,13 +226,14 @@ def _capped_variance(tile: Tile, moments: Moments, cap: float, by_score: torch.T
 
     The argument moves P, by the slope 1 - t², and that slope itself, by -2t/cap of it: together, and against each other.
     """
-    slope, bend = tile.slope, 2.0 * tile.score / cap
+    slope, bend = tile.slope, 2.0 * tile.tanh / cap
+    of_bias = bias_variance(tile, moments)
     if moments.contract.cap_slope == "tanh":  # the slope is formed of t: what moves t moves both
-        roundings = tile.score.square().square() + 2.0 * slope.square()
-        return (slope - bend).square() * by_score + moments.rounding * roundings
+        roundings = tile.tanh.square().square() + 2.0 * slope.square()
+        return (slope - bend).square() * (by_score - of_bias) + slope.square() * of_bias + moments.rounding * roundings
     argument = (tile.softmax_scale * tile.product).abs() / cap
     of_argument = (slope - bend).square() * argument_variance(tile, moments)
-    own = moments.tanh * (cap * tile.score).square() + moments.slope(argument) + moments.rounding
+    own = moments.tanh * (cap * tile.tanh).square() + moments.slope(argument) + moments.rounding + of_bias
     return slope.square() * (of_argument + own)
 
 

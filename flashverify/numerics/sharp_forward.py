@@ -129,11 +129,20 @@ class _Rows:
 
 
 def score_variance(tile: Tile, moments: Moments) -> torch.Tensor:
-    """Variance of a logit by its score, natural units, (c, r, n): the dot product of q and k, and tanh with a soft cap."""
+    """Variance of a logit by its score, natural units, (c, r, n): the dot product, tanh with a soft cap, and a bias."""
     cap = tile.case.softcap
     if cap is None:
-        return tile.softmax_scale**2 * feature_dot(tile.q, tile.k, moments)
-    return tile.slope.square() * argument_variance(tile, moments) + moments.tanh * (cap * tile.score).square()
+        variance = tile.softmax_scale**2 * feature_dot(tile.q, tile.k, moments)
+    else:
+        variance = tile.slope.square() * argument_variance(tile, moments) + moments.tanh * (cap * tile.tanh).square()
+    return variance + bias_variance(tile, moments)
+
+
+def bias_variance(tile: Tile, moments: Moments) -> torch.Tensor | float:
+    """Variance of a logit by its bias, natural units, (c, r, n): a product, and a sum."""
+    if tile.bias is None:
+        return 0.0
+    return moments.rounding * (tile.bias.square() + (tile.scale * tile.score).square())
 
 
 def argument_variance(tile: Tile, moments: Moments) -> torch.Tensor:
@@ -162,12 +171,15 @@ def feature_dot(rows: torch.Tensor, columns: torch.Tensor, moments: Moments) -> 
 def score_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:
     """Largest mean error of a logit by its score, natural units, (c, r, n).
 
-    That is truncation in the dot product; with a soft cap the multiplier of tanh's argument too, and tanh's own mean.
+    That is truncation in the dot product; with a soft cap the multiplier of tanh's argument too, and tanh's own mean; with
+    linear biases the slope over the scale, one number for a head.
     """
     cap = tile.case.softcap
     if cap is None:
-        return abs(tile.softmax_scale) * moments.dot_bias(tile.product.abs(), float(tile.q.shape[-1]))
-    return tile.slope * argument_shrinkage(tile, moments) + moments.tanh_mean * cap * tile.score.abs()
+        error = abs(tile.softmax_scale) * moments.dot_bias(tile.product.abs(), float(tile.q.shape[-1]))
+    else:
+        error = tile.slope * argument_shrinkage(tile, moments) + moments.tanh_mean * cap * tile.tanh.abs()
+    return error if tile.bias is None else error + moments.largest_division * tile.bias.abs()
 
 
 def argument_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import cap_slope, capped, visible_mask
+from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, visible_mask
 from flashverify.cases.tensors import Inputs
 
 TILE_ELEMENTS = 2**24
@@ -53,7 +53,9 @@ class Tile:
         case: the case.
         product: q·kᵀ, (c, r, n).
         score_magnitude: A = |q|·|k|ᵀ, (c, r, n).
-        score: S, what the exponent multiplies: the product, or tanh(softmax scale·product / cap) with a soft cap, (c, r, n).
+        score: S, what the exponent multiplies: the product, or tanh(softmax scale·product / cap) with a soft cap, plus the bias
+            over `scale`, (c, r, n).
+        bias: what is added to the logits, natural units, (c, r, n), or None.
     """
 
     place: Place
@@ -67,6 +69,7 @@ class Tile:
     product: torch.Tensor
     score_magnitude: torch.Tensor
     score: torch.Tensor
+    bias: torch.Tensor | None
 
     @property
     def softmax_scale(self) -> float:
@@ -75,8 +78,18 @@ class Tile:
 
     @property
     def scale(self) -> float:
-        """What multiplies a score in the logit: the softmax scale, or the soft cap."""
-        return self.case.softmax_scale if self.case.softcap is None else self.case.softcap
+        """What multiplies a score in the logit: the softmax scale (1 for 0, if there is a bias), or the soft cap."""
+        return _logit_scale(self.case)
+
+    @property
+    def bias_of_score(self) -> torch.Tensor | None:
+        """The size of the bias in units of scores, (c, r, n), or None."""
+        return None if self.bias is None else self.bias.abs() / abs(self.scale)
+
+    @property
+    def tanh(self) -> torch.Tensor:
+        """What a soft cap multiplies: the score, but for a bias, (c, r, n)."""
+        return capped(self.case, self.softmax_scale * self.product) / self.scale
 
     @property
     def slope(self) -> torch.Tensor:
@@ -128,6 +141,12 @@ class Lanes:
         product = q @ k.mT
         cap = self.case.softcap
         score = product if cap is None else capped(self.case, self.case.softmax_scale * product) / cap
+        bias = None
+        if self.case.alibi is not None:
+            slopes = alibi_slope_tensor(self.case, q.device).reshape(-1, self.case.group_size)[place.lanes]
+            of_rows = slopes.repeat_interleave(rows.numel(), 1)[..., None]
+            bias = alibi_bias(self.case, of_rows, rows.repeat(place.group), columns)
+            score = score * (self.case.softmax_scale != 0.0) + bias / _logit_scale(self.case)
         return Tile(
             place=place,
             q=q,
@@ -140,7 +159,14 @@ class Lanes:
             product=product,
             score_magnitude=q.abs() @ k.abs().mT,
             score=score,
+            bias=bias,
         )
+
+
+def _logit_scale(case: AttentionCase) -> float:
+    if case.softcap is not None:
+        return case.softcap
+    return 1.0 if case.alibi is not None and case.softmax_scale == 0.0 else case.softmax_scale
 
 
 def by_lane(case: AttentionCase, tensor: torch.Tensor) -> torch.Tensor:

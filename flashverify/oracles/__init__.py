@@ -14,8 +14,9 @@ Each has `forward(case, inputs) -> (out, lse)`, `backward(case, inputs, out, lse
     dq = scale·dS·K,   dk = scale·sum_group dSᵀ·Q,   dv = sum_group Pᵀ·dout
 
 With a softcap, cap·tanh(scale·q_i·k_j / cap) stands for the logit in P, and dS_ij is multiplied by that function's
-derivative, 1/cosh²(scale·q_i·k_j / cap).
+derivative, 1/cosh²(scale·q_i·k_j / cap). With alibi, -slope·|i + seqlen_k - seqlen_q - j| is added to the logit after the
+cap, a constant of the backward pass.
 
-They share the statement of visibility, of the key head and of the cap (`cases/semantics.py`: mpmath and balls its
-scalar form, float64 the vectorised one), and no other arithmetic.
+They share the statement of visibility, of the key head, of the cap and of the bias (`cases/semantics.py`: mpmath and
+balls its scalar form, float64 the vectorised one), and no other arithmetic.
 """

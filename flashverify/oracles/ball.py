@@ -1,6 +1,6 @@
 """The rigorous oracle: attention and its gradients in ball arithmetic (Johansson, Arb, IEEE Trans. Computers 66, 2017).
 
-    X = scale·QKᵀ,   S = X or, with a softcap, cap·tanh(X / cap)
+    X = scale·QKᵀ,   S = X or, with a softcap, cap·tanh(X / cap);   the biases added with alibi
     c_i = an exact point at the largest visible S_ij,   lse_i = c_i + ln sum_j exp(S_ij - c_i)
 
 and the backward pass of `flashverify.oracles`. Every intermediate is a ball that holds the exact value, whatever the
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeAlias
 
 import torch
 from flint import arb, arb_mat, ctx
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import cap_slope_scalar, capped_scalar, key_head, visible
+from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import TENSORS, Inputs, Outputs
 from flashverify.oracles.enclosure import EnclosedTensor, Enclosure, enclosed_tensor, is_sharp
 from flashverify.oracles.shapes import require_forward, require_inputs
@@ -42,7 +43,7 @@ PRECISION_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """One query head's tensors, as matrices and lists of exact balls; out and lse only where they are given."""
+    """One query head's tensors, as matrices and lists of exact balls; out, lse and biases only where there are any."""
 
     q: Matrix
     k: Matrix
@@ -51,6 +52,7 @@ class _Head:
     dlse: list[Arb]
     out: Matrix | None
     lse: list[Arb] | None
+    bias: Matrix | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ def _group(case: AttentionCase, sees: list[list[bool]], heads: list[_Head], *, b
     for head in heads:
         x = (head.q * head.k.transpose()) * scale
         s = x if case.softcap is None else _entrywise(x, lambda entry: capped_scalar(case, entry, arb.tanh))
+        s = s if head.bias is None else s + head.bias
         out, lse = head.out, head.lse
         if out is None or lse is None:
             out, lse = _softmax_product(sees, s, head.v)
@@ -221,17 +224,19 @@ def _score_gradient(
 def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
     """For each output, a bound of the terms that it is a sum of: what complete cancellation is measured against.
 
-    A softcap makes logits and dS smaller, if anything: its slope is 1 at most. So the bounds hold with one too.
+    A softcap makes logits and dS smaller, if anything: its slope is 1 at most. So the bounds hold with one too. A bias is
+    a term of the logits, and so of lse, alone.
     """
     q, k, v, dout = (max(_largest(getattr(head, name).entries()) for head in heads) for name in ("q", "k", "v", "dout"))
     out = max(v if head.out is None else _largest(head.out.entries()) for head in heads)
     dlse = max(_largest(head.dlse) for head in heads)
     scale = abs(arb(case.softmax_scale))
+    bias = max(arb(0) if head.bias is None else _largest(head.bias.entries()) for head in heads)
     ds = case.value_dim * dout * (v + out) + dlse
     rows = len(heads) * case.seqlen_q
     return {
         "out": v,
-        "lse": scale * case.head_dim * q * k + 1,
+        "lse": scale * case.head_dim * q * k + bias + 1,
         "dq": scale * case.seqlen_k * ds * k,
         "dk": scale * rows * ds * q,
         "dv": rows * dout,
@@ -263,7 +268,14 @@ def _read(
         dlse=_matrix(dlse[:, None]).entries(),
         out=None if given is None else _matrix(given[0][b, h]),
         lse=None if given is None else _matrix(given[1][b, h, :, None]).entries(),
+        bias=None if case.alibi is None else _biases(case, b, h),
     )
+
+
+def _biases(case: AttentionCase, b: int, h: int) -> Matrix:
+    """One query head's biases, exact: `arb_mat` takes float64 numbers without rounding."""
+    pairs = product(range(case.seqlen_q), range(case.seqlen_k))
+    return arb_mat(case.seqlen_q, case.seqlen_k, [alibi_scalar(case, b, h, i, j) for i, j in pairs])
 
 
 def _float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@
 and the backward pass of `flashverify.oracles` with P = exp(X - lse). Exactly these operations, each rounded to
 nearest in float64: `numerics.contract.ORACLE_FLOAT64` states the arithmetic, and its a-priori bound covers this code.
 With a softcap, cap·tanh(X / cap) takes the place of X (a division, a tanh, a product), and dP - D + dlse is multiplied
-by 4e / (1 + e)², e = exp(-2 |X / cap|), before P multiplies it.
+by 4e / (1 + e)², e = exp(-2 |X / cap|), before P multiplies it. With alibi, an exact bias is added to X or what took its
+place (a sum).
 It takes memory for several tensors of batch x heads_q x seqlen_q x seqlen_k float64 numbers.
 
 m is 0 in a row that sees no key. Values that are not finite reach what depends on them through a visible pair, and
@@ -18,7 +19,7 @@ from __future__ import annotations
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import cap_slope, capped, key_head, visible_mask
+from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -32,7 +33,7 @@ def forward(case: AttentionCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
     require_inputs(case, inputs)
     heads, seen = _heads(case, inputs.q.device), _visible(case, inputs.q.device)
     q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
-    scores = capped(case, case.softmax_scale * (q @ k.transpose(-2, -1))).masked_fill(~seen, -torch.inf)
+    scores = _biased(case, capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))).masked_fill(~seen, -torch.inf)
     maximum = scores.amax(-1) if case.seqlen_k else scores.new_full(scores.shape[:-1], -torch.inf)
     maximum = torch.where(maximum == -torch.inf, 0.0, maximum)
     weights = torch.exp(scores - maximum[..., None])
@@ -56,7 +57,7 @@ def backward(
     dout, out, lse = inputs.dout.double(), out.double(), lse.double()
     seen = _visible(case, inputs.q.device) & (lse != -torch.inf)[..., None]
     x = case.softmax_scale * (q @ k.transpose(-2, -1))
-    scores = capped(case, x)
+    scores = _biased(case, capped(case, x))
     p = torch.where(seen, torch.exp(scores - lse[..., None]), 0.0)
     delta = (dout * out).sum(-1)[..., None]
     ds = dout @ v.transpose(-2, -1) - delta
@@ -89,6 +90,15 @@ def _heads(case: AttentionCase, device: torch.device) -> torch.Tensor:
 def _visible(case: AttentionCase, device: torch.device) -> torch.Tensor:
     """Visibility of every pair, bool (seqlen_q, seqlen_k)."""
     return visible_mask(case, torch.arange(case.seqlen_q, device=device), torch.arange(case.seqlen_k, device=device))
+
+
+def _biased(case: AttentionCase, scores: torch.Tensor) -> torch.Tensor:
+    """Capped scores (batch, heads_q, seqlen_q, seqlen_k) with the biases added; themselves without alibi."""
+    if case.alibi is None:
+        return scores
+    rows, columns = (torch.arange(length, device=scores.device) for length in (case.seqlen_q, case.seqlen_k))
+    slopes = alibi_slope_tensor(case, scores.device)[..., None, None]
+    return scores + alibi_bias(case, slopes, rows, columns)
 
 
 def _group_sum(case: AttentionCase, gradients: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
     lse_i = ln sum_{j visible} exp(s_ij),   s_ij = scale·q_i·k_j,   out_i = sum_{j visible} exp(s_ij - lse_i) v_j
 
-with s_ij = cap·tanh(scale·q_i·k_j / cap) under a softcap, and the backward pass of `flashverify.oracles`. mpmath's
-exponents are unbounded, so no maximum is subtracted: this oracle differs from the others in the very step that they have
-in common. Only visible pairs are ever touched, so that a masked key cannot matter. A logit of size |s| costs log10 |s| of
-the digits (the exponential's condition number), and so does |x / cap| before a cap (that of sech).
+with s_ij = cap·tanh(scale·q_i·k_j / cap) under a softcap, a bias added to s_ij with alibi, and the backward pass of
+`flashverify.oracles`. mpmath's exponents are unbounded, so no maximum is subtracted: this oracle differs from the others in
+the very step that they have in common. Only visible pairs are ever touched, so that a masked key cannot matter. A logit of
+size |s| costs log10 |s| of the digits (the exponential's condition number), and so does |x / cap| before a cap (that of
+sech).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import cap_slope_scalar, capped_scalar, key_head, visible
+from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -51,6 +52,8 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
                 lse[b, h, i] = mpmath.ninf
                 continue
             s = {j: capped_scalar(case, scale * mpmath.fdot(q[b, h, i], k[b, g, j]), mpmath.tanh) for j in keys}
+            if case.alibi is not None:
+                s = {j: s[j] + alibi_scalar(case, b, h, i, j) for j in keys}
             lse[b, h, i] = mpmath.log(mpmath.fsum(mpmath.exp(s[j]) for j in keys))
             p = [mpmath.exp(s[j] - lse[b, h, i]) for j in keys]
             for d in range(case.value_dim):
@@ -82,7 +85,10 @@ def exact_backward(
                 if not visible(case, i, j):
                     continue
                 x = scale * mpmath.fdot(q[b, h, i], k[b, g, j])
-                p = mpmath.exp(capped_scalar(case, x, mpmath.tanh) - lse[b, h, i])
+                s = capped_scalar(case, x, mpmath.tanh)
+                if case.alibi is not None:
+                    s += alibi_scalar(case, b, h, i, j)
+                p = mpmath.exp(s - lse[b, h, i])
                 ds = p * (mpmath.fdot(dout[b, h, i], v[b, g, j]) - delta + dlse[b, h, i])
                 ds *= cap_slope_scalar(case, x, mpmath.sech)
                 dq[b, h, i] += k[b, g, j] * (scale * ds)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import cap_slope, capped, key_head, visible_mask
+from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -33,6 +33,7 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
     require_inputs(case, inputs)
     _require_tile(tile_elements)
     q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+    slopes = alibi_slope_tensor(case, q.device)
     out, lse = q.new_zeros(inputs.dout.shape), torch.full_like(q[..., 0], -torch.inf)
     for b, g, members in _groups(case):
         stacked_q = q[b, members].reshape(-1, case.head_dim)
@@ -41,6 +42,7 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
         stacked_out = q.new_empty(len(stacked_q), case.value_dim)
         for rows, sees in _tiles(case, len(members), q.device, tile_elements):
             scores = capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))
+            scores = _biased(case, scores, slopes[b, members], rows)
             scores = torch.where(sees, scores, -torch.inf)
             top = scores.max(dim=1, keepdim=True).values
             top = torch.where(torch.isneginf(top), 0.0, top)
@@ -70,6 +72,7 @@ def backward(
     q, k, v, dout = inputs.q.double(), inputs.k.double(), inputs.v.double(), inputs.dout.double()
     delta, lse = (dout * out.double()).sum(dim=-1), lse.double()
     dlse = torch.zeros_like(lse) if inputs.dlse is None else inputs.dlse.double()
+    slopes = alibi_slope_tensor(case, q.device)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for b, g, members in _groups(case):
         stacked_q, stacked_dout = (x[b, members].flatten(0, 1) for x in (q, dout))
@@ -82,7 +85,7 @@ def backward(
             alive = sees & ~torch.isneginf(stacked_lse[rows])
             x = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)
             slope = None if case.softcap is None else cap_slope(case, x)
-            p = capped(case, x).sub_(stacked_lse[rows]).exp_()
+            p = _biased(case, capped(case, x), slopes[b, members], rows).sub_(stacked_lse[rows]).exp_()
             p = torch.where(alive, p, 0.0)
             ds = (stacked_dout[rows] @ v[b, g].T).sub_(stacked_delta[rows]).add_(stacked_dlse[rows])
             if slope is not None:
@@ -131,6 +134,15 @@ def _tiles(case: AttentionCase, heads: int, device: torch.device, tile_elements:
     for start in range(0, total, height):
         stop = min(start + height, total)
         yield slice(start, stop), visible_mask(case, torch.arange(start, stop, device=device) % case.seqlen_q, columns)
+
+
+def _biased(case: AttentionCase, scores: torch.Tensor, slopes: torch.Tensor, rows: slice) -> torch.Tensor:
+    """A block's capped scores with the biases added, in place; slopes are those of the stacked heads."""
+    if case.alibi is None:
+        return scores
+    stacked = torch.arange(rows.start, rows.stop, device=scores.device)
+    columns = torch.arange(case.seqlen_k, device=scores.device)
+    return scores.add_(alibi_bias(case, slopes[stacked // case.seqlen_q, None], stacked % case.seqlen_q, columns))
 
 
 def _tame(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

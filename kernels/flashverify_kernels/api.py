@@ -18,6 +18,7 @@ from flashverify_kernels.validation import (
     check_tensors,
     check_tiles,
     check_window,
+    resolve_alibi,
     resolve_scale,
     resolve_softcap,
     window_offsets,
@@ -56,7 +57,7 @@ def flash_attn_func(
         window_size: (left, right): query i sees keys i + Nk - Nq - left .. i + Nk - Nq + right alone; -1: no such limit. With
             causal, right is 0. Unlike in flash-attn, -1 is no limit where Nq > Nk and the other side is limited too.
         softcap: logits x become softcap·tanh(x / softcap) before anything is hidden; 0: they stay. From 2^-20 to 2^40.
-        alibi_slopes: None; ALiBi is not there yet.
+        alibi_slopes: float32, (Hq,) or (B, Hq): logits are lowered by slope·|i + Nk - Nq - j|. They get no gradient.
         deterministic: accepted for compatibility; the backward pass always is.
         return_attn_probs: whether to return lse too.
         input_precision: of float32 products: "ieee" (float32), "bf16x6", "tf32x3" or "tf32". Other dtypes ignore it.
@@ -78,16 +79,15 @@ def flash_attn_func(
     check_dropout("dropout_p", dropout_p)
     left, right = check_window("window_size", window_size)
     check_real("softcap", softcap)
-    if alibi_slopes is not None:
-        raise NotImplementedError("alibi_slopes: got a value; ALiBi is not there yet, accepted is None")
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     check_shapes(q, k, v, ("q", "k", "v"))
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     scale = resolve_scale("softmax_scale", softmax_scale, q)
     cap = resolve_softcap("softcap", softcap, scale, q.dtype)
+    slopes = resolve_alibi("alibi_slopes", alibi_slopes, q)
     visible = window_offsets(q.shape[2], k.shape[2], left, 0 if causal else right)
-    out, lse = attention(q, k, v, scale, cap, *visible, input_precision, forced)
+    out, lse = attention(q, k, v, scale, cap, slopes, *visible, input_precision, forced)
     out = out.transpose(1, 2)
     return (out, lse, None) if return_attn_probs else out
 
@@ -142,5 +142,5 @@ def scaled_dot_product_attention(
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     resolved = resolve_scale("scale", scale, query)
-    out, _ = attention(query, key, value, resolved, None, 0 if is_causal else None, None, input_precision, forced)
+    out, _ = attention(query, key, value, resolved, None, None, 0 if is_causal else None, None, input_precision, forced)
     return out

@@ -3,7 +3,8 @@
     S = QKᵀ,  m = running maximum of S,  p = exp2((S - m)·scale·log2 e),  l = Σ p,  acc = Σ p·V
     out = acc / l,   lse = m·scale + ln l
 
-A soft cap c makes logits c·tanh(S·scale / c): tanh then takes the place of S above, and c that of scale.
+A soft cap c makes logits c·tanh(S·scale / c): tanh then takes the place of S above, and c that of scale. A linear bias (ALiBi,
+Press et al., arXiv 2108.12409) lowers S by slope / scale times the distance of key and query.
 
 The online softmax is that of Milakov and Gimelshein (arXiv 1805.02867), its tiling that of FlashAttention-2 (Dao,
 arXiv 2307.08691). The maximum is taken of the raw scores and subtracted before scaling: p <= 1 whatever the size of the logits,
@@ -19,6 +20,7 @@ from flashverify_kernels.launch import (
     EMULATE_BF16,
     UNSPECIALIZED,
     accumulator_of,
+    alibi_strides,
     dot_precision,
     heads_at_once,
     needs_wide_offsets,
@@ -29,7 +31,9 @@ from flashverify_kernels.launch import (
 )
 from flashverify_kernels.primitives import (
     LN2,
+    alibi_slope,
     as_operand,
+    biased,
     block_and_head,
     head_base,
     key_limits,
@@ -66,10 +70,13 @@ def attend(
     first_offset,
     inner_scale,
     exponent_scale,
+    slope,
+    query_places,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -92,6 +99,8 @@ def attend(
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
         if SOFTCAP:
             scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+        if ALIBI:
+            scores = biased(scores, slope, query_places[:, None], (start + tl.arange(0, BLOCK_N))[None, :], ACCUMULATOR)
         if MASKED:
             keys = start + tl.arange(0, BLOCK_N)
             seen = (keys < seqlen_k)[None, :]
@@ -123,6 +132,7 @@ def forward_kernel(
     v_source,
     out_ptr,
     lse_ptr,
+    slopes_ptr,
     stride_qb,
     stride_qh,
     stride_qn,
@@ -139,6 +149,8 @@ def forward_kernel(
     stride_oh,
     stride_on,
     stride_od,
+    stride_ab,
+    stride_ah,
     heads_q,
     group_size,
     section,
@@ -152,6 +164,7 @@ def forward_kernel(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -184,6 +197,11 @@ def forward_kernel(
     inner_scale = scale
     if SOFTCAP:
         inner_scale, scale, exponent_scale = unpack_softcap(scale_bits, softcap_bits, ACCUMULATOR)
+    slope = 0.0
+    query_places = query_rows
+    if ALIBI:
+        slope = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, scale, ACCUMULATOR)
+        query_places = query_rows + (seqlen_k - seqlen_q)
     value_dim = head_dim
     if VALUE_DIM:
         value_dim = VALUE_DIM
@@ -210,24 +228,24 @@ def forward_kernel(
             accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
             stride_kn, stride_kd, stride_vn, stride_vd,
             begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
-            causal_offset, first_offset, inner_scale, exponent_scale,
-            True, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
+            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
         full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
-        causal_offset, first_offset, inner_scale, exponent_scale,
-        False, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
+        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     accumulator, running_max, running_sum = attend(
         accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
         stride_kn, stride_kd, stride_vn, stride_vd,
         full_end, end, query_rows, seqlen_k, head_dim, value_dim,
-        causal_offset, first_offset, inner_scale, exponent_scale,
-        True, CAUSAL, WINDOW, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
+        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
@@ -253,6 +271,7 @@ def attention_forward(
     tile: TileConfig,
     output_dtype: torch.dtype | None = None,
     softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
@@ -267,6 +286,7 @@ def attention_forward(
         tile: block sizes, warps and stages.
         output_dtype: dtype that out is rounded to; None: that of q.
         softcap: logits become softcap·tanh(logit / softcap); None: they stay.
+        alibi: slopes (B, Hq), float32, any strides: logits are lowered by slope·|i + Nk - Nq - j|; None: they stay.
 
     Returns:
         out (B, Hq, Nq, Dv), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
@@ -284,8 +304,8 @@ def attention_forward(
     products = batch * heads_q * seqlen_q * seqlen_k * head_dim
     sources, has_descriptors = tile_sources(*tiles, products=products)
     forward_kernel[(programs,)](
-        *sources, out, lse,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride(),
+        *sources, out, lse, lse if alibi is None else alibi,
+        *q.stride(), *k.stride(), *v.stride(), *out.stride(), *alibi_strides(alibi),
         heads_q, heads_q // heads_kv, heads_at_once(k, heads_q // heads_kv, batch * heads_q), seqlen_q, seqlen_k, head_dim,
         0 if causal_offset is None else causal_offset,
         0 if first_offset is None else first_offset,
@@ -294,6 +314,7 @@ def attention_forward(
         CAUSAL=causal_offset is not None,
         WINDOW=first_offset is not None,
         SOFTCAP=softcap is not None,
+        ALIBI=alibi is not None,
         SIGNED=scale <= 0.0,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,

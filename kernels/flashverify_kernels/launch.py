@@ -67,6 +67,11 @@ def output_like(x: torch.Tensor, dtype: torch.dtype | None = None, columns: int 
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device).transpose(1, 2)
 
 
+def alibi_strides(slopes: torch.Tensor | None) -> tuple[int, int]:
+    """The strides of slopes (B, H), or zeros where there are none."""
+    return (0, 0) if slopes is None else (slopes.stride(0), slopes.stride(1))
+
+
 CACHE_BYTES = 2**25
 """What the tensors of one section of heads may take: about half of the second-level cache of an H200."""
 

@@ -30,6 +30,7 @@ def attention(
     v: torch.Tensor,
     scale: float,
     softcap: float | None,
+    alibi: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -38,7 +39,7 @@ def attention(
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
     tile = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles).forward
     with _on_device_of(q):
-        return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, softcap=softcap)
+        return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, softcap=softcap, alibi=alibi)
 
 
 @attention.register_fake
@@ -48,6 +49,7 @@ def _(
     v: torch.Tensor,
     scale: float,
     softcap: float | None,
+    alibi: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -67,6 +69,7 @@ def backward(
     lse: torch.Tensor,
     scale: float,
     softcap: float | None,
+    alibi: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -77,7 +80,7 @@ def backward(
     with _on_device_of(q):
         limits = causal_offset, first_offset
         return attention_backward(
-            dout, dlse, q, k, v, out, lse, scale, *limits, precision, chosen.dkdv, chosen.dq, softcap=softcap
+            dout, dlse, q, k, v, out, lse, scale, *limits, precision, chosen.dkdv, chosen.dq, softcap=softcap, alibi=alibi
         )
 
 
@@ -92,6 +95,7 @@ def _(
     lse: torch.Tensor,
     scale: float,
     softcap: float | None,
+    alibi: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -101,16 +105,18 @@ def _(
 
 
 def _save(ctx, inputs, output) -> None:
-    q, k, v, *ctx.options = inputs
+    q, k, v, scale, softcap, alibi, *options = inputs
+    ctx.scale, ctx.softcap, ctx.options = scale, softcap, options
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output)
+    ctx.save_for_backward(q, k, v, alibi, *output)
 
 
 def _differentiate(ctx, dout, dlse):
-    q, k, v, out, lse = ctx.saved_tensors
+    q, k, v, alibi, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    return *backward(dout, dlse, q, k, v, out, lse, *ctx.options), *(None for _ in ctx.options)
+    options = (ctx.scale, ctx.softcap, alibi, *ctx.options)
+    return *backward(dout, dlse, q, k, v, out, lse, *options), *(None for _ in options)
 
 
 attention.register_autograd(_differentiate, setup_context=_save)

@@ -65,6 +65,29 @@ def tanh_and_slope(x, ACCUMULATOR: tl.constexpr):
 
 
 @triton.jit
+def alibi_slope(slopes_ptr, batch, head, stride_batch, stride_head, multiplier, ACCUMULATOR: tl.constexpr):
+    """The slope of a query head's linear bias in units of its scores: logits are multiplier·(scores - this·distance)."""
+    return tl.load(slopes_ptr + batch * stride_batch + head * stride_head).to(ACCUMULATOR) / multiplier
+
+
+@triton.jit
+def biased(scores, slope, query_places, keys, ACCUMULATOR: tl.constexpr):
+    """Scores less slope·|distance|; query_places (the keys at which queries stand) and keys broadcast against them."""
+    return scores - tl.abs(query_places - keys).to(ACCUMULATOR) * slope
+
+
+@triton.jit
+def probabilities(scores, lse, scale):
+    """P = exp(scale·S - lse); lse = +inf (padding rows) gives 0.
+
+    Never above 1: a score that is summed in another order than forward's may exceed lse by ulps, which are large for
+    large logits. NaN stays NaN.
+    """
+    exponent = tl.minimum(scores * scale - lse, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.exp2(exponent * LOG2E)
+
+
+@triton.jit
 def bf16_to_fp32(x):
     """Exact, by bits: bfloat16 is the upper half of a float32."""
     upper = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16

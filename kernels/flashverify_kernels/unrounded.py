@@ -22,6 +22,7 @@ def unrounded_attention(
     first_offset: int | None = None,
     precision: str = "ieee",
     softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Forward and backward with float32 outputs.
 
@@ -36,6 +37,7 @@ def unrounded_attention(
         first_offset: query i sees no key before i + first_offset; None: no such limit.
         precision: Triton's input precision of float32 products.
         softcap: logits become softcap·tanh(logit / softcap); None: they stay.
+        alibi: slopes (B, Hq) of linear biases, float32; None: there are none.
 
     Returns:
         out, lse, dq, dk, dv, all float32.
@@ -49,9 +51,10 @@ def unrounded_attention(
     with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
         visible = (causal_offset, first_offset)
         forward = (q, k, v, scale, *visible, precision, tiles.forward)
-        options = {"output_dtype": torch.float32, "softcap": softcap}
+        feature = {"softcap": softcap, "alibi": alibi}
+        options = {"output_dtype": torch.float32, **feature}
         seen, _ = attention_forward(*forward, **options)
-        out, lse = attention_forward(*forward, softcap=softcap)
+        out, lse = attention_forward(*forward, **feature)
         gradients = attention_backward(
             dout, dlse, q, k, v, out, lse, scale, *visible, precision, tiles.dkdv, tiles.dq, **options
         )

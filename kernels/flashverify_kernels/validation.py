@@ -175,6 +175,32 @@ def resolve_softcap(name: str, value: object, scale: float, dtype: torch.dtype) 
     return cap
 
 
+def resolve_alibi(name: str, value: object, q: torch.Tensor) -> torch.Tensor | None:
+    """Slopes of linear biases as (B, Hq), or None.
+
+    Raises:
+        TypeError: if they are no dense float32 tensor.
+        ValueError: if their shape is neither (Hq,) nor (B, Hq), or their device is not q's.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, accepted are a torch.Tensor and None")
+    if value.is_nested or value.layout != torch.strided or value.dtype != torch.float32:
+        kind = "a nested tensor" if value.is_nested else f"dtype {_name(value.dtype)}, layout {value.layout}"
+        raise TypeError(f"{name}: got {kind}, accepted are dense tensors of float32")
+    batch, heads = q.shape[:2]
+    if tuple(value.shape) not in ((heads,), (batch, heads)):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted are ({heads},) and ({batch}, {heads})")
+    if value.device != q.device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, accepted is q's device, {q.device}")
+    if value.requires_grad:
+        raise NotImplementedError(
+            f"{name}: got a tensor that requires a gradient; slopes have none, accepted is a detached one"
+        )
+    return value.expand(batch, heads)
+
+
 def check_window(name: str, value: object) -> tuple[int | None, int | None]:
     """The two sides of a window, left and right; None where there is no limit.
 

@@ -22,6 +22,7 @@ PLAIN = AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64)
 @example(PLAIN.replace(scale=1e300, seed=2**70))
 @example(PLAIN.replace(softcap=2.0**-20))
 @example(PLAIN.replace(scale=-1e-05, softcap=2.0**40, lse_grad=True))
+@example(PLAIN.replace(softcap=30.0, alibi="batch", lse_grad=True))
 def test_id_round_trip(case: AttentionCase) -> None:
     again = AttentionCase.from_id(case.id)
     assert again == case
@@ -39,6 +40,9 @@ def test_id_is_readable() -> None:
     case = PLAIN.replace(heads_q=4, heads_kv=2, mask="causal", scale=0.5, lse_grad=True, seed=7)
     assert case.id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_scale0.5_dlse_s7"
     assert case.replace(softcap=30).id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_scale0.5_cap30.0_dlse_s7"
+    biased = case.replace(scale=None, softcap=30, alibi="batch")
+    assert biased.id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_cap30.0_alibi-batch_dlse_s7"
+    assert PLAIN.replace(alibi="heads").id == "bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_alibi-heads_s0"
 
 
 def test_equal_scales_have_one_id() -> None:
@@ -71,6 +75,11 @@ def test_equal_softcaps_have_one_id() -> None:
         PLAIN.id.replace("_s0", "_cap1e999_s0"),
         PLAIN.id.replace("_s0", "_cap30.0_scale2.0_s0"),
         PLAIN.id.replace("_s0", "_dlse_cap30.0_s0"),
+        PLAIN.id.replace("_s0", "_alibi_s0"),
+        PLAIN.id.replace("_s0", "_alibi-none_s0"),
+        PLAIN.id.replace("_s0", "_alibi-heads_cap30.0_s0"),
+        PLAIN.id.replace("_s0", "_dlse_alibi-heads_s0"),
+        PLAIN.id.replace("full", "causal-topleft").replace("_s0", "_alibi-heads_s0"),
         PLAIN.id.replace("_s0", "_s-1"),
         PLAIN.id.replace("d64", "d257"),
         PLAIN.id.replace("bf16", "fp8"),
@@ -118,6 +127,10 @@ def test_other_texts_are_no_ids(text: str) -> None:
         ("softcap", 10**400, ValueError),
         ("softcap", "30", TypeError),
         ("softcap", True, TypeError),
+        ("alibi", "slopes", ValueError),
+        ("alibi", "", ValueError),
+        ("alibi", True, TypeError),
+        ("alibi", ["heads"], TypeError),
         ("lse_grad", 1, TypeError),
         ("regime", "Normal", ValueError),
         ("regime", "a_b", ValueError),
@@ -132,9 +145,16 @@ def test_bad_fields_are_named(field: str, value: object, error: type[Exception])
         case.replace(**{field: value})
 
 
+@pytest.mark.parametrize("alibi", ["heads", "batch"])
+def test_biases_are_aligned_bottom_right(alibi: str) -> None:
+    with pytest.raises(ValueError, match=rf"^alibi: got '{alibi}', accepted with mask causal-topleft is None"):
+        PLAIN.replace(mask="causal-topleft", alibi=alibi)
+
+
 def test_features() -> None:
     assert PLAIN.replace(seqlen_k=128).features == ("plain",)
     case = PLAIN.replace(heads_q=4, heads_kv=2, mask="causal", scale=0.5, lse_grad=True, layout="bnhd")
     assert case.features == ("causal", "cross-length", "dlse", "gqa", "layout", "scale")
     assert PLAIN.replace(heads_q=4).features == ("cross-length", "mqa")
     assert PLAIN.replace(seqlen_k=128, softcap=30.0).features == ("softcap",)
+    assert PLAIN.replace(seqlen_k=128, softcap=30.0, alibi="heads").features == ("alibi", "softcap")

@@ -27,6 +27,7 @@ FEATURES = {
     "window",
     "head-dim-v",
     "softcap",
+    "alibi",
 }
 
 
@@ -57,7 +58,7 @@ def test_smoke_is_small() -> None:
     cases = matrix("smoke")
     assert 120 <= len(cases) <= 180
     tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
-    assert sum(tiles) < 2_000
+    assert sum(tiles) < 2_100
     longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65]
     assert {(case.dtype, case.seqlen_q, case.seqlen_k) for case in longest} == {(dtype, 128, 144) for dtype in SHARP_DTYPES}
 
@@ -96,8 +97,28 @@ def test_softcaps_of_several_sizes_under_every_view_in_every_dtype(name: str) ->
     assert {True, False} == {case.lse_grad for case in capped}
 
 
+@pytest.mark.parametrize("name", MATRICES)
+def test_biases_of_both_kinds_under_every_view(name: str) -> None:
+    biased = [case for case in matrix(name) if case.alibi is not None]
+    assert {(case.alibi, case.batch) for case in biased} >= {("heads", 1), ("batch", 2)}
+    assert {("full", False), ("causal", False), ("causal", True)} == {(c.mask, c.window_left is not None) for c in biased}
+    assert {True, False} == {case.lse_grad for case in biased} == {case.softcap is None for case in biased}
+    assert {case.dtype for case in biased} == set(DTYPES)
+
+
+def test_standard_has_both_kinds_of_biases_in_every_view_regime_and_dtype() -> None:
+    biased = [case for case in matrix("standard") if case.alibi is not None]
+    kinds = [(case.alibi, case.dtype) for case in biased]
+    assert len(biased) == 36
+    views = [(case.mask, case.window_left is not None) for case in biased]
+    assert len(set(zip(kinds, views, strict=True))) == 2 * 3 * len(DTYPES)
+    assert len(set(zip(kinds, (case.regime for case in biased), strict=True))) == 2 * 4 * len(DTYPES)
+    assert {(case.dtype, case.softcap) for case in biased} == {(d, cap) for d in DTYPES for cap in (None, 15.0)}
+    assert {(case.dtype, case.lse_grad) for case in biased} == {(d, grad) for d in DTYPES for grad in (False, True)}
+
+
 def test_standard_has_every_regime_of_softcaps_under_every_view_and_at_every_cap() -> None:
-    capped = [case for case in matrix("standard") if case.softcap is not None]
+    capped = [case for case in matrix("standard") if case.softcap is not None and case.alibi is None]
     views = [(case.mask, "window" in case.features, case.regime) for case in capped]
     assert len(capped) == 48
     assert len(set(zip(views, (case.dtype for case in capped), strict=True))) == 48
@@ -106,7 +127,7 @@ def test_standard_has_every_regime_of_softcaps_under_every_view_and_at_every_cap
 
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
-    assert 1_000 <= len(cases) <= 1_650
+    assert 1_000 <= len(cases) <= 1_700
     assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 700e6
     assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
 
@@ -118,6 +139,7 @@ def test_standard_covers_the_axes() -> None:
     assert {1, 3, 8, 16, 17, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256} <= set(counts["head_dim"])
     assert {0.0, 1.0, -1.0, 2.0, None} <= set(counts["scale"])
     assert set(counts["softcap"]) == {None, 1.0, 15.0, 30.0, 50.0}
+    assert set(counts["alibi"]) == {None, "heads", "batch"}
     assert counts["seqlen_q"][1] >= 50
     assert {(4, 2), (6, 2), (8, 1), (3, 3)} <= set(counts["heads"])
     assert len(counts["regime x dtype x mask"]) == len(REGIMES) * len(DTYPES) * len(MASKS)

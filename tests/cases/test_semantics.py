@@ -1,19 +1,27 @@
-"""The scalar and the vectorised form of visibility, and of the cap, are one rule, and the rule is the documented one."""
+"""The scalar and the vectorised form of visibility, cap and bias are one rule, and the rule is the documented one."""
 
 from __future__ import annotations
 
 import math
 import sys
+from decimal import localcontext
+from fractions import Fraction
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flashverify.cases.case import SOFTCAP_RANGE, AttentionCase
+from flashverify.cases import semantics
+from flashverify.cases.case import ALIBIS, SOFTCAP_RANGE, AttentionCase
 from flashverify.cases.regimes import draw
 from flashverify.cases.semantics import (
+    alibi_bias,
+    alibi_scalar,
+    alibi_slope_tensor,
+    alibi_slopes,
     cap_slope,
     cap_slope_scalar,
     capped,
@@ -151,3 +159,98 @@ def test_caps_of_values_that_are_not_finite() -> None:
     assert cap_slope(case, x)[:2].tolist() == [0.0, 0.0]
     assert capped(case, x)[2].isnan()
     assert cap_slope(case, x)[2].isnan()
+
+
+def biased(alibi: str | None, batch: int, heads: int, **changes: object) -> AttentionCase:
+    return PLAIN.replace(alibi=alibi, batch=batch, heads_q=heads, **changes)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(ALIBIS),
+    st.integers(0, 3),
+    st.integers(1, 6),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.integers(0, 2**28),
+)
+def test_scalar_and_vectorised_biases_agree_and_are_exact(
+    alibi: str, batch: int, heads: int, rows: int, columns: int, start: int
+) -> None:
+    """The rule in whole numbers: no rounding, up to lengths of 2^28."""
+    case = biased(alibi, batch, heads, seqlen_q=rows, seqlen_k=columns + start)
+    slopes, table = alibi_slope_tensor(case), alibi_slopes(case)
+    assert slopes.shape == (batch, heads)
+    assert slopes.dtype == torch.float64
+    assert slopes.tolist() == slopes.float().tolist() == table
+    found = alibi_bias(case, slopes[..., None, None], torch.arange(rows), torch.arange(columns))
+    assert found.shape == (batch, heads, rows, columns)
+    assert found.dtype == torch.float64
+    for (b, h, i, j), value in np.ndenumerate(found.numpy()):
+        assert value == alibi_scalar(case, b, h, i, j)
+        assert Fraction(value) == -Fraction(table[b][h]) * abs(i + columns + start - rows - j)
+
+
+def test_slopes_of_each_row() -> None:
+    case = biased("heads", 1, 2, seqlen_q=3, seqlen_k=5)
+    rows, columns, slopes = torch.arange(3), torch.arange(5), alibi_slope_tensor(case)[0]
+    stacked = alibi_bias(case, slopes.repeat_interleave(3)[:, None], rows.repeat(2), columns)
+    assert torch.equal(stacked, alibi_bias(case, slopes[:, None, None], rows, columns).flatten(0, 1))
+
+
+def test_the_last_query_has_no_bias_at_the_last_key() -> None:
+    bias = alibi_bias(
+        biased("heads", 1, 1, seqlen_q=2, seqlen_k=4), torch.ones(1, 1).double(), torch.arange(2), torch.arange(4)
+    )
+    assert bias.tolist() == [[-2, -1, 0, -1], [-3, -2, -1, 0]]
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 4, 6, 8, 12, 40, 64])
+def test_slopes_are_the_papers_rounded_once(heads: int) -> None:
+    """To float32, to nearest: within half of the distance to the next number; and exact where they are powers of two."""
+    shared, own = alibi_slopes(biased("heads", 3, heads)), alibi_slopes(biased("batch", 3, heads))
+    for b in range(3):
+        for h in range(heads):
+            with mpmath.workdps(DIGITS):
+                true = mpmath.mpf(2) ** (mpmath.mpf(-8 * (h + 1)) / heads)
+                for found, exact in ((shared[b][h], true), (own[b][h], true * (1 + b) / 2)):
+                    assert found == np.float32(found)
+                    assert found == 0 or abs(mpmath.mpf(found) - exact) <= mpmath.mpf(float(np.spacing(np.float32(found)))) / 2
+    assert [(b, h) for b in range(3) for h in range(heads) if own[b][h] == 0] == [(2, heads // 2)]
+    assert [(b, h) for b in range(3) for h in range(heads) if shared[b][h] == 0] == (
+        [(b, heads // 2) for b in range(3)] if heads >= 3 else []
+    )
+
+
+def test_eight_heads_have_the_papers_slopes() -> None:
+    slopes = alibi_slopes(biased("heads", 1, 8))[0]
+    assert slopes == [0.0 if h == 4 else 2.0 ** -(h + 1) for h in range(8)]
+
+
+def test_slopes_of_few_heads_and_entries() -> None:
+    assert alibi_slopes(biased("heads", 2, 1)) == [[2.0**-8], [2.0**-8]]
+    assert alibi_slopes(biased("batch", 1, 2)) == [[2.0**-5, 2.0**-9]]
+    assert alibi_slopes(biased("batch", 2, 1)) == [[2.0**-9], [0.0]]
+    assert alibi_slopes(biased("batch", 0, 3)) == []
+    assert alibi_slope_tensor(biased("batch", 0, 3)).shape == (0, 3)
+
+
+def test_slopes_do_not_depend_on_the_ambient_decimal_context() -> None:
+    semantics._alibi_slopes.cache_clear()
+    with localcontext() as context:
+        context.prec = 3
+        found = alibi_slopes(biased("batch", 2, 7))
+    semantics._alibi_slopes.cache_clear()
+    assert found == alibi_slopes(biased("batch", 2, 7))
+
+
+def test_slopes_that_a_caller_changes_are_the_callers_own() -> None:
+    case = biased("heads", 1, 2)
+    alibi_slopes(case)[0][0] = 9.0
+    assert alibi_slopes(case) == [[2.0**-4, 2.0**-8]]
+
+
+def test_no_alibi_is_no_bias() -> None:
+    case = biased(None, 2, 3, mask="causal-topleft")
+    assert alibi_slopes(case) == [[0.0] * 3] * 2
+    assert alibi_scalar(case, 1, 2, 0, 0) == 0

@@ -33,7 +33,9 @@ def test_a_failure_shrinks_to_what_matters() -> None:
     assert found == AttentionCase(dtype="fp16", seqlen_q=1, seqlen_k=33, head_dim=1, mask="causal")
 
 
-@pytest.mark.parametrize("wanted", ["mqa", "gqa", "dlse", "scale", "causal-topleft", "window", "head-dim-v", "softcap"])
+@pytest.mark.parametrize(
+    "wanted", ["mqa", "gqa", "dlse", "scale", "causal-topleft", "window", "head-dim-v", "softcap", "alibi"]
+)
 def test_features_are_reached(wanted: str) -> None:
     assert wanted in find(cases(), lambda case: wanted in case.features).features
 

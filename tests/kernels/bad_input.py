@@ -81,6 +81,8 @@ TYPES = _rows(
     ("flash(q, k, v, dropout_p='x')", ("dropout_p: got 'x' of type str", "real numbers")),
     ("flash(q, k, v, dropout_p=None)", ("dropout_p: got None of type NoneType", "real numbers")),
     ("flash(q, k, v, dropout_p=False)", ("dropout_p: got False of type bool", "real numbers")),
+    ("flash(q, k, v, alibi_slopes=[0.5])", ("alibi_slopes: got list", "torch.Tensor and None")),
+    ("flash(q, k, v, alibi_slopes=x(4).half())", ("alibi_slopes: got dtype float16", "float32")),
     ("flash(q, k, v, softcap='30')", ("softcap: got '30' of type str", "real numbers")),
     ("flash(q, k, v, softcap=None)", ("softcap: got None of type NoneType", "real numbers")),
     ("flash(q, k, v, window_size=128)", ("window_size: got 128 of type int", "pairs of integers")),
@@ -143,6 +145,8 @@ VALUES = _rows(
     ("flash(q, k, v, dropout_p=-0.1)", ("dropout_p: got -0.1", "from 0 to below 1")),
     ("flash(q, k, v, dropout_p=1.0)", ("dropout_p: got 1.0", "from 0 to below 1")),
     ("sdpa(q, k, v, dropout_p=float('nan'))", ("dropout_p: got nan", "from 0 to below 1")),
+    ("flash(q, k, v, alibi_slopes=x(3))", ("alibi_slopes: got shape (3,)", "accepted are (4,) and (2, 4)")),
+    ("flash(q, k, v, alibi_slopes=x(4, 2))", ("alibi_slopes: got shape (4, 2)", "accepted are (4,) and (2, 4)")),
     ("flash(q, k, v, softcap=-1.0)", ("softcap: got -1.0", "0 and numbers from 9.54e-07 to 1.1e+12")),
     ("flash(q, k, v, softcap=float('nan'))", ("softcap: got nan", "0 and numbers from")),
     ("flash(q, k, v, softcap=1e-7)", ("softcap: got 1e-07", "0 and numbers from")),
@@ -165,7 +169,7 @@ NOT_THERE_YET = _rows(
     NotImplementedError,
     ("flash(q, k, v, dropout_p=0.5)", ("dropout_p: got 0.5", "accepted is 0")),
     ("sdpa(q, k, v, dropout_p=0.1)", ("dropout_p: got 0.1", "accepted is 0")),
-    ("flash(q, k, v, alibi_slopes=x(4))", ("alibi_slopes: got", "accepted is None")),
+    ("flash(q, k, v, alibi_slopes=x(4).requires_grad_())", ("alibi_slopes: got", "requires a gradient")),
     ("sdpa(q, k, v, attn_mask=x(4, 4).bool())", ("attn_mask: got", "accepted is None")),
 )
 

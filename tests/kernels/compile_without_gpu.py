@@ -6,7 +6,7 @@ Triton compiles for any target; only loading the binary wants a driver. A stand-
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
 not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous tensors that are loaded by tensor
 descriptors, a name of SPLIT for them with float32 products of that precision, "window" for them with a sliding window,
-"softcap" for them with a soft cap. A head size "192x128" is that of q and k, and that of v.
+"softcap" and "alibi" for them with a soft cap and with linear biases. A head size "192x128" is that of q and k, and that of v.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LAYOUTS = {
     "every-other": lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2],
     "along-n": lambda x: x.mT.contiguous().mT,
 }
-FEATURES = ("window", "softcap")
+FEATURES = ("window", "softcap", "alibi")
 SPLIT = ("bf16x6", "tf32x3")
 """Precisions of float32 whose products are made of pieces."""
 
@@ -107,9 +107,9 @@ def compile_entry(
         tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))
         q, k, v, dout = tensors
         visible = (0 if causal else None, -20 if layout == "window" else None)
-        cap = 30.0 if layout == "softcap" else None
-        out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward, softcap=cap)
-        attention_backward(dout, lse, q, k, v, out, lse, 0.5, *visible, precision, tiles.dkdv, tiles.dq, softcap=cap)
+        features = {"softcap": 30.0 if layout == "softcap" else None, "alibi": torch.ones(1, 2) if layout == "alibi" else None}
+        out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward, **features)
+        attention_backward(dout, lse, q, k, v, out, lse, 0.5, *visible, precision, tiles.dkdv, tiles.dq, **features)
     finally:
         jit.JITFunction.run = launch
     return needs, stray

@@ -64,6 +64,7 @@ def attention(
     causal_offset: int | None = None,
     first_offset: int | None = None,
     softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
 ) -> Attention:
     """Forward and backward of q (B, Hq, Nq, D), k and v (B, Hkv, Nk, D), from the definition.
 
@@ -82,6 +83,11 @@ def attention(
     if softcap is not None:
         tanh, slope = torch.tanh(scores / softcap), torch.cosh((scores / softcap).clamp(-300, 300)) ** -2
         scores = softcap * tanh
+    bias = torch.zeros_like(scores)
+    if alibi is not None:
+        places = torch.arange(seqlen_q, device=q.device)[:, None] + seqlen_k - seqlen_q
+        bias = -alibi.double()[..., None, None] * (places - torch.arange(seqlen_k, device=q.device)).abs()
+        scores = scores + bias
     scores = scores.masked_fill(~seen, -math.inf)
     lse = torch.logsumexp(scores, -1)
     p = torch.exp(scores - torch.where(lse == -math.inf, 0.0, lse)[..., None])
@@ -89,7 +95,7 @@ def attention(
 
     # The largest |scale|·Σ|q||k| of a row bounds its scores, their distance from the row's maximum, and lse up to log(Nk).
     # A cap moves no score by more than it was moved, and is itself a few roundings off.
-    sizes = (abs(scale) * (q.abs() @ k.abs().mT) + (softcap or 0.0) * tanh.abs()) * seen
+    sizes = (abs(scale) * (q.abs() @ k.abs().mT) + (softcap or 0.0) * tanh.abs() + bias.abs()) * seen
     size = sizes.amax(-1, keepdim=True) if seqlen_k else torch.zeros_like(lse)[..., None]
     weight_error = torch.expm1(gamma(2 * head_dim + _CONSTANT) * size) + gamma(5 * seqlen_k + _CONSTANT)
     out_error = 2.0 * weight_error * (p @ v.abs())

@@ -42,13 +42,14 @@ def run(
     causal_offset: int | None = None,
     first_offset: int | None = None,
     softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> dict[str, torch.Tensor]:
     """out, lse, dq, dk, dv of the operator for q, k, v, dO (B, H, N, D), strides as they are."""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     forced = None if tiles is None else tiles.flatten()
-    out, lse = attention(q, k, v, scale, softcap, causal_offset, first_offset, "ieee", forced)
+    out, lse = attention(q, k, v, scale, softcap, alibi, causal_offset, first_offset, "ieee", forced)
     outputs, cotangents = ((out,), (dout,)) if dlse is None else ((out, lse), (dout, dlse))
     dq, dk, dv = torch.autograd.grad(outputs, (q, k, v), cotangents)
     return dict(zip(RESULTS, (out.detach(), lse.detach(), dq, dk, dv), strict=True))

@@ -22,6 +22,7 @@ ENTRIES = {
         *("fp16:64:1", "bf16:128:0", "bf16:128:1:descriptors", "bf16:256:0:descriptors", "fp32:64:1", "fp64:256:0"),
         *("fp32:64:0:bf16x6", "fp32:128:1:tf32x3", "bf16:128:1:window", "fp16:64:0:window", "fp64:64:1:window"),
         *("bf16:128:1:softcap", "fp16:64:0:softcap", "fp64:64:1:softcap", "fp32:64:0:softcap", "bf16:256:1:softcap"),
+        *("bf16:128:1:alibi", "fp16:64:0:alibi", "fp64:64:1:alibi", "fp32:64:0:alibi", "bf16:24:1:alibi"),
         *("bf16:192x128:1:descriptors", "bf16:64x128:0", "fp32:40x64:1"),
     ),
     "80": ("bf16:128:1", "fp64:256:0"),

@@ -1,0 +1,257 @@
+"""dK and dV: one program a block of keys, which sums over the query heads of its group; see `backward.py`."""
+
+import triton
+import triton.language as tl
+
+from flashverify_kernels.launch import UNSPECIALIZED
+from flashverify_kernels.primitives import (
+    alibi_slope,
+    as_operand,
+    biased,
+    block_and_head,
+    head_base,
+    load_tile,
+    probabilities,
+    store_tile,
+    tanh_and_slope,
+    unpack_scale,
+    unpack_softcap,
+)
+
+
+@triton.jit
+def accumulate_dkdv(
+    dk,
+    dv,
+    k,
+    v,
+    q_base,
+    dout_base,
+    lse_row,
+    delta_row,
+    batch,
+    head,
+    stride_qn,
+    stride_qd,
+    stride_gn,
+    stride_gd,
+    first_query,
+    last_query,
+    keys,
+    seqlen_q,
+    head_dim,
+    value_dim,
+    causal_offset,
+    first_offset,
+    inner_scale,
+    scale,
+    alibi,
+    query_places,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STORAGE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BF16: tl.constexpr,
+):
+    """Add what query rows first_query .. last_query of one head contribute to dK (unscaled) and dV of a key block."""
+    for start in range(first_query, last_query, BLOCK_M):
+        queries = start + tl.arange(0, BLOCK_M)
+        rows_left = seqlen_q - start
+        lse = tl.load(lse_row + queries)
+        delta = tl.load(delta_row + queries)
+        q = load_tile(
+            q_base, batch, head, start, stride_qn, stride_qd, rows_left, head_dim,
+            BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_N, BLOCK_M)
+        if SOFTCAP:
+            scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+        if ALIBI:
+            scores = biased(scores, alibi, (queries + query_places)[None, :], keys[:, None], ACCUMULATOR)
+        p = probabilities(scores, lse[None, :], scale)
+        if MASKED:
+            if CAUSAL:
+                seen = keys[:, None] <= queries[None, :] + causal_offset
+                p = tl.where(seen, p, 0.0)
+            if WINDOW:
+                p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)
+        dout = load_tile(
+            dout_base, batch, head, start, stride_gn, stride_gd, rows_left, value_dim,
+            BLOCK_M, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
+        dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        ds = p * (dp - delta[None, :])
+        if SOFTCAP:
+            ds = ds * slope
+        dk = tl.dot(as_operand(ds, STORAGE, BF16), q, dk, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def dkdv_kernel(
+    q_source,
+    k_source,
+    v_source,
+    dout_source,
+    rows_lse_ptr,
+    rows_delta_ptr,
+    slopes_ptr,
+    dk_ptr,
+    dv_ptr,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_vd,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    stride_gd,
+    stride_xb,
+    stride_xh,
+    stride_xn,
+    stride_xd,
+    stride_ab,
+    stride_ah,
+    heads_kv,
+    group_size,
+    section,
+    seqlen_q,
+    padded_q,
+    seqlen_k,
+    head_dim,
+    causal_offset,
+    first_offset,
+    scale_bits,
+    softcap_bits,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STORAGE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BF16: tl.constexpr,
+):
+    """One program: dK and dV of BLOCK_N keys of one key head. Strides `g` are dO's, `x` those of dk and dv alike.
+
+    VALUE_DIM: columns of v and dO, or 0 if they are those of q and k.
+    """
+    key_blocks = tl.cdiv(seqlen_k, BLOCK_N)
+    key_block, batch_and_head = block_and_head(key_blocks, section)
+    batch = batch_and_head // heads_kv
+    head_kv = batch_and_head % heads_kv
+
+    first_key = key_block * BLOCK_N
+    keys = first_key + tl.arange(0, BLOCK_N)
+    keys_left = seqlen_k - first_key
+    sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
+    inner_scale = scale
+    logit_scale = scale
+    if SOFTCAP:
+        inner_scale, logit_scale, _ = unpack_softcap(scale_bits, softcap_bits, ACCUMULATOR)
+    value_dim = head_dim
+    if VALUE_DIM:
+        value_dim = VALUE_DIM
+
+    k = load_tile(
+        head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS), batch, head_kv, first_key,
+        stride_kn, stride_kd, keys_left, head_dim, BLOCK_N, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    v = load_tile(
+        head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS), batch, head_kv, first_key,
+        stride_vn, stride_vd, keys_left, value_dim, BLOCK_N, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    if SIGNED:
+        k = (k * sign).to(k.dtype)
+
+    # No query before `begin` or from `end` on sees a key of this block; all of `full_begin` .. `full_end` see all of them.
+    begin = 0
+    full_begin = 0
+    full_end = seqlen_q
+    end = seqlen_q
+    if CAUSAL:
+        begin = tl.minimum(seqlen_q, tl.maximum(0, first_key - causal_offset)) // BLOCK_M * BLOCK_M
+        last_diagonal = tl.maximum(0, first_key + BLOCK_N - 1 - causal_offset)
+        full_begin = tl.minimum(tl.cdiv(last_diagonal, BLOCK_M) * BLOCK_M, tl.cdiv(seqlen_q, BLOCK_M) * BLOCK_M)
+    if WINDOW:
+        end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset))
+        full_end = tl.minimum(seqlen_q, tl.maximum(0, first_key + 1 - first_offset)) // BLOCK_M * BLOCK_M
+        full_end = tl.maximum(full_begin, full_end)
+
+    query_places = seqlen_k - seqlen_q  # of query 0
+    dk = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
+    dv = tl.zeros((BLOCK_N, BLOCK_DV), ACCUMULATOR)
+    for member in range(0, group_size):
+        head = head_kv * group_size + member
+        q_base = head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS)
+        dout_base = head_base(dout_source, batch, head, stride_gb, stride_gh, DESCRIPTORS)
+        row = (batch * heads_kv * group_size + head).to(tl.int64) * padded_q
+        alibi = 0.0
+        if ALIBI:
+            alibi = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
+        if CAUSAL:
+            dk, dv = accumulate_dkdv(
+                dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
+                stride_qn, stride_qd, stride_gn, stride_gd,
+                begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim, value_dim,
+                causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
+                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            )  # fmt: skip
+        dk, dv = accumulate_dkdv(
+            dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
+            stride_qn, stride_qd, stride_gn, stride_gd,
+            full_begin, full_end, keys, seqlen_q, head_dim, value_dim,
+            causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
+            False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        )  # fmt: skip
+        if WINDOW:
+            dk, dv = accumulate_dkdv(
+                dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
+                stride_qn, stride_qd, stride_gn, stride_gd,
+                full_end, end, keys, seqlen_q, head_dim, value_dim,
+                causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
+                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            )  # fmt: skip
+
+    dk_base = head_base(dk_ptr, batch, head_kv, stride_xb, stride_xh, False)
+    dk = dk * (scale * sign)
+    store_tile(dk_base, dk, first_key, stride_xn, stride_xd, keys_left, head_dim, BLOCK_N, BLOCK_D, WIDE, BF16)
+    if VALUE_DIM:  # laid out like dk, as B,N,H,D
+        stride_xh = VALUE_DIM
+        stride_xn = heads_kv * VALUE_DIM
+        stride_xb = seqlen_k.to(tl.int64) * stride_xn
+    dv_base = head_base(dv_ptr, batch, head_kv, stride_xb, stride_xh, False)
+    store_tile(dv_base, dv, first_key, stride_xn, stride_xd, keys_left, value_dim, BLOCK_N, BLOCK_DV, WIDE, BF16)

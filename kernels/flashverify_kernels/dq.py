@@ -1,0 +1,232 @@
+"""dQ: one program a block of query rows; see `backward.py`."""
+
+import triton
+import triton.language as tl
+
+from flashverify_kernels.launch import UNSPECIALIZED
+from flashverify_kernels.primitives import (
+    alibi_slope,
+    as_operand,
+    biased,
+    block_and_head,
+    head_base,
+    key_limits,
+    load_tile,
+    probabilities,
+    store_tile,
+    tanh_and_slope,
+    unpack_scale,
+    unpack_softcap,
+)
+
+
+@triton.jit
+def accumulate_dq(
+    dq,
+    q,
+    dout,
+    lse,
+    delta,
+    k_base,
+    v_base,
+    batch,
+    head_kv,
+    stride_kn,
+    stride_kd,
+    stride_vn,
+    stride_vd,
+    first_key,
+    last_key,
+    query_rows,
+    seqlen_k,
+    head_dim,
+    value_dim,
+    causal_offset,
+    first_offset,
+    inner_scale,
+    scale,
+    alibi,
+    query_places,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STORAGE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BF16: tl.constexpr,
+):
+    """Add what keys first_key .. last_key contribute to dQ (unscaled) of a row block."""
+    for start in range(first_key, last_key, BLOCK_N):
+        keys_left = seqlen_k - start
+        k = load_tile(
+            k_base, batch, head_kv, start, stride_kn, stride_kd, keys_left, head_dim,
+            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
+        v = load_tile(
+            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
+            BLOCK_N, BLOCK_DV, MASKED, CHECK_DV, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
+        if SOFTCAP:
+            scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+        if ALIBI:
+            scores = biased(scores, alibi, query_places[:, None], (start + tl.arange(0, BLOCK_N))[None, :], ACCUMULATOR)
+        p = probabilities(scores, lse[:, None], scale)
+        dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        ds = p * (dp - delta[:, None])
+        if SOFTCAP:
+            ds = ds * slope
+        if MASKED:
+            keys = start + tl.arange(0, BLOCK_N)
+            seen = (keys < seqlen_k)[None, :]
+            if CAUSAL:
+                seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
+            if WINDOW:
+                seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)
+            ds = tl.where(seen, ds, 0.0)
+        dq = tl.dot(as_operand(ds, STORAGE, BF16), k, dq, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+    return dq
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def dq_kernel(
+    q_source,
+    k_source,
+    v_source,
+    dout_source,
+    rows_lse_ptr,
+    rows_delta_ptr,
+    slopes_ptr,
+    dq_ptr,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_vd,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    stride_gd,
+    stride_xb,
+    stride_xh,
+    stride_xn,
+    stride_xd,
+    stride_ab,
+    stride_ah,
+    heads_q,
+    group_size,
+    section,
+    seqlen_q,
+    padded_q,
+    seqlen_k,
+    head_dim,
+    causal_offset,
+    first_offset,
+    scale_bits,
+    softcap_bits,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    CHECK_D: tl.constexpr,
+    CHECK_DV: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STORAGE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BF16: tl.constexpr,
+):
+    """One program: dQ of BLOCK_M query rows of one head. Strides `g` are dO's, `x` dq's. VALUE_DIM as for dK and dV."""
+    row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
+    place, batch_and_head = block_and_head(row_blocks, section)
+    batch = batch_and_head // heads_q
+    head = batch_and_head % heads_q
+    head_kv = head // group_size
+
+    first_row = (row_blocks - 1 - place) * BLOCK_M
+    query_rows = first_row + tl.arange(0, BLOCK_M)
+    rows_left = seqlen_q - first_row
+    sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
+    inner_scale = scale
+    logit_scale = scale
+    if SOFTCAP:
+        inner_scale, logit_scale, _ = unpack_softcap(scale_bits, softcap_bits, ACCUMULATOR)
+    value_dim = head_dim
+    if VALUE_DIM:
+        value_dim = VALUE_DIM
+
+    q = load_tile(
+        head_base(q_source, batch, head, stride_qb, stride_qh, DESCRIPTORS), batch, head, first_row,
+        stride_qn, stride_qd, rows_left, head_dim, BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    dout = load_tile(
+        head_base(dout_source, batch, head, stride_gb, stride_gh, DESCRIPTORS), batch, head, first_row,
+        stride_gn, stride_gd, rows_left, value_dim, BLOCK_M, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
+    )  # fmt: skip
+    if SIGNED:
+        q = (q * sign).to(q.dtype)
+    row = batch_and_head.to(tl.int64) * padded_q
+    lse = tl.load(rows_lse_ptr + row + query_rows)
+    delta = tl.load(rows_delta_ptr + row + query_rows)
+    k_base = head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS)
+    v_base = head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS)
+
+    begin, full_begin, full_end, end = key_limits(
+        first_row, seqlen_k, causal_offset, first_offset, CAUSAL, WINDOW, BLOCK_M, BLOCK_N
+    )
+
+    alibi = 0.0
+    query_places = query_rows
+    if ALIBI:
+        alibi = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
+        query_places = query_rows + (seqlen_k - seqlen_q)
+    dq = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
+    if WINDOW:
+        dq = accumulate_dq(
+            dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
+            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
+            causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
+            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        )  # fmt: skip
+    dq = accumulate_dq(
+        dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
+        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
+        causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
+        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+    )  # fmt: skip
+    dq = accumulate_dq(
+        dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
+        full_end, end, query_rows, seqlen_k, head_dim, value_dim,
+        causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
+        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+    )  # fmt: skip
+
+    dq_base = head_base(dq_ptr, batch, head, stride_xb, stride_xh, False)
+    dq = dq * (scale * sign)
+    store_tile(dq_base, dq, first_row, stride_xn, stride_xd, rows_left, head_dim, BLOCK_M, BLOCK_D, WIDE, BF16)
