@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from flashverify.adapters.triton import TritonKernel
+from flashverify.mutants.features import FEATURES
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
 from flashverify.mutants.rounding import ROUNDING
 
@@ -52,109 +53,6 @@ _ALL = (
         ),
     ),
     Mutant(
-        "values-cut-to-the-head-size",
-        "The forward pass reads as many columns of v as k has.",
-        "control",
-        (
-            Edit(
-                "forward.py",
-                "            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,",
-                "            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, head_dim,",
-            ),
-        ),
-    ),
-    Mutant(
-        "window-off-by-one",
-        "The forward pass hides the first key of each window.",
-        "NVIDIA/TransformerEngine#1197",
-        (
-            Edit(
-                "forward.py",
-                "seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)",
-                "seen = seen & (keys[None, :] > query_rows[:, None] + first_offset)",
-            ),
-        ),
-    ),
-    Mutant(
-        "window-not-hidden-in-dkdv",
-        "dK and dV get shares of query rows whose windows do not reach so far back.",
-        "xlite-dev/ffpa-attn#300",
-        (
-            Edit(
-                "dkdv.py",
-                "                p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)\n",
-                "                p = tl.where(keys[:, None] >= -1, p, 0.0)\n",
-            ),
-        ),
-    ),
-    Mutant(
-        "window-tile-short-in-dkdv",
-        "dK and dV miss the last block of query rows whose windows reach a key block.",
-        "ROCm/aiter#3742",
-        (
-            Edit(
-                "dkdv.py",
-                "end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset))",
-                "end = tl.minimum(seqlen_q, tl.maximum(0, first_key + BLOCK_N - first_offset - BLOCK_M))",
-            ),
-        ),
-    ),
-    Mutant(
-        "softcap-after-mask",
-        "The forward pass caps logits after it hid some: -inf becomes -cap, and what is hidden leaks.",
-        "Dao-AILab/flash-attention#1025",
-        (
-            Edit(
-                "forward.py",
-                "        if SOFTCAP:\n            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
-                "",
-            ),
-            Edit(
-                "forward.py",
-                '            scores = tl.where(seen, scores, float("-inf"))\n',
-                '            scores = tl.where(seen, scores, float("-inf"))\n'
-                "        if SOFTCAP:\n            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
-            ),
-        ),
-    ),
-    Mutant(
-        "softcap-times-logit",
-        "The forward pass multiplies tanh by the logit instead of the cap.",
-        "Dao-AILab/flash-attention#2402",
-        (
-            Edit(
-                "forward.py",
-                "            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
-                "            capped, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n"
-                "            scores = scores * inner_scale * capped\n",
-            ),
-        ),
-    ),
-    Mutant(
-        "softcap-slope-missing-in-dkdv",
-        "dK lacks the derivative of the soft cap.",
-        "Dao-AILab/flash-attention#1033",
-        (
-            Edit(
-                "dkdv.py",
-                "        ds = p * (dp - delta[None, :])\n        if SOFTCAP:\n            ds = ds * slope\n",
-                "        ds = p * (dp - delta[None, :])\n",
-            ),
-        ),
-    ),
-    Mutant(
-        "softcap-slope-missing-in-dq",
-        "dQ lacks the derivative of the soft cap.",
-        "openxla/tokamax#1121",
-        (
-            Edit(
-                "dq.py",
-                "        ds = p * (dp - delta[:, None])\n        if SOFTCAP:\n            ds = ds * slope\n",
-                "        ds = p * (dp - delta[:, None])\n",
-            ),
-        ),
-    ),
-    Mutant(
         "delta-missing",
         "The backward pass forgets delta, the row sum of dO·out.",
         "control",
@@ -194,7 +92,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *ROUNDING)}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *ROUNDING)}
 """Every mutant by name."""
 
 

@@ -16,6 +16,7 @@ FALLING = "fp16_b1_h1x1_n17x65_d16_full_falling-maximum_contiguous_s0"
 
 WINDOW = "fp32_b1_h2x1_n70x70_d16_causal_normal_contiguous_left20_s0"
 SOFTCAP = "fp16_b1_h2x1_n47x40_d16_causal_normal_contiguous_cap2.0_s0"
+ALIBI = "bf16_b1_h4x2_n33x47_d16_causal_normal_contiguous_alibi-heads_s0"
 VALUES = "fp32_b1_h1x1_n33x70_d16x40_full_normal_contiguous_s0"
 
 SEEN_BY = {
@@ -32,6 +33,10 @@ SEEN_BY = {
     "softcap-times-logit": (SOFTCAP, "lse", {"accuracy", "function"}),
     "softcap-slope-missing-in-dkdv": (SOFTCAP, "dk", {"accuracy", "function"}),
     "softcap-slope-missing-in-dq": (SOFTCAP, "dq", {"accuracy", "function"}),
+    "alibi-sign": (ALIBI, "dq", {"accuracy", "function"}),
+    "alibi-off-by-one": (ALIBI, "lse", {"accuracy", "function"}),
+    "alibi-top-left": (ALIBI, "lse", {"accuracy", "function"}),
+    "alibi-of-the-key-head": (ALIBI, "dk", {"accuracy", "function"}),
     "delta-missing": (CAUSAL, "dq", {"accuracy", "function"}),
     "tf32-for-fp32": (TAIL, "dv", {"accuracy"}),
     "lse-in-base-2": (CAUSAL, "lse", {"accuracy", "function"}),
@@ -68,7 +73,7 @@ def test_every_mutant_is_expected_to_be_seen():
     assert not SEEN_BY.keys() & ROUNDING_SEEN_BY.keys()
 
 
-@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, VALUES])
+@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, ALIBI, VALUES])
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
