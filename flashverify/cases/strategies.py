@@ -79,7 +79,7 @@ def cases(
     mask = draw(st.sampled_from(MASKS))
     sides = st.one_of(st.none(), st.integers(0, 4), st.integers(0, 2 * longest))
     window_left, window_right = draw(sides), draw(sides)
-    biases = st.none() if mask == "causal-topleft" else st.sampled_from((None, None, None, *ALIBIS))
+    alibi = draw(st.sampled_from((None, None, None, *ALIBIS)))
     return AttentionCase(
         dtype=draw(st.sampled_from(dtypes)),
         batch=batch,
@@ -96,7 +96,7 @@ def cases(
         layout=draw(st.sampled_from(layouts)),
         scale=draw(scales),
         softcap=draw(softcaps),
-        alibi=draw(biases),
+        alibi=None if mask == "causal-topleft" else alibi,
         lse_grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flashverify.cases.case import DTYPES, AttentionCase
-from flashverify.cases.semantics import cap_slope, capped, visible
+from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, visible
 from flashverify.cases.tensors import TENSORS, Inputs, Outputs
 from flashverify.numerics.formats import FP64
 
@@ -70,6 +70,16 @@ PROBLEMS = [
     problem(5, 4, 3, softcap=2.0**40, dtype="fp64", lse_grad=True),
     problem(4, 6, 3, kind="equal-keys", softcap=1.0, lse_grad=True),
     problem(4, 0, 3, softcap=1.0, lse_grad=True),
+    problem(5, 5, 4, alibi="heads", lse_grad=True),
+    problem(4, 7, 3, alibi="heads", heads_q=4, heads_kv=2, dtype="fp16"),
+    problem(7, 4, 3, "causal", alibi="batch", heads_q=3, batch=2, dtype="bf16", lse_grad=True),
+    problem(6, 7, 3, alibi="batch", softcap=1.5, heads_q=4, heads_kv=2, batch=2, lse_grad=True),
+    problem(7, 6, 3, "causal", alibi="heads", softcap=30.0, window_left=2, heads_q=2, stretch=32.0, dtype="fp16"),
+    problem(5, 6, 8, alibi="heads", heads_q=3, stretch=2.0**20, dtype="fp64", lse_grad=True),
+    problem(4, 6, 3, kind="equal-keys", alibi="batch", scale=0.0, batch=2, lse_grad=True),
+    problem(3, 40, 2, alibi="heads", heads_q=2, window_right=1, scale=-0.7, lse_grad=True),
+    problem(4, 0, 3, alibi="heads"),
+    problem(4, 4, 3, alibi="batch", batch=0),
 ]
 """Small problems that between them use every feature, and every size that is zero or one."""
 
@@ -106,6 +116,7 @@ class _Terms:
     v: torch.Tensor
     dout: torch.Tensor
     x: torch.Tensor
+    bent: torch.Tensor
     s: torch.Tensor
     magnitude: torch.Tensor
 
@@ -118,7 +129,11 @@ class _Terms:
         sees = torch.tensor(table, dtype=torch.bool).reshape(case.seqlen_q, case.seqlen_k)
         scale = case.softmax_scale
         x = scale * (q @ k.mT)
-        return cls(case, scale, sees, q, k, v, dout, x, capped(case, x), abs(scale) * (q.abs() @ k.abs().mT))
+        bent = s = capped(case, x)
+        if case.alibi is not None:
+            slopes = alibi_slope_tensor(case)[..., None, None]
+            s = bent + alibi_bias(case, slopes, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+        return cls(case, scale, sees, q, k, v, dout, x, bent, s, abs(scale) * (q.abs() @ k.abs().mT))
 
     def p(self, lse: torch.Tensor) -> torch.Tensor:
         safe = torch.where(lse.isinf(), torch.inf, lse)
@@ -137,13 +152,15 @@ class _Terms:
         """How far a float64 logit can be from the exact one.
 
         Under a cap: what y = x / cap is moved by, through the slope (ln slope has slope 2 at most, so that it is within
-        e^(2 moved) of the one at y, and it never exceeds 1), tanh within 2 ulp (4u), and the product u.
+        e^(2 moved) of the one at y, and it never exceeds 1), tanh within 2 ulp (4u), and the product u. A bias is exact, and its
+        sum one rounding.
         """
+        summed = UNIT * self.s.abs() if self.case.alibi is not None else 0.0
         if self.case.softcap is None:
-            return self.score_error()
+            return self.score_error() + summed
         moved = self.moved()
         slope = torch.where(moved > SMALL, 1.0, cap_slope(self.case, self.x) * (2 * moved.clamp(max=SMALL)).exp())
-        return self.case.softcap * slope.clamp(max=1) * moved + 5 * UNIT * self.s.abs()
+        return self.case.softcap * slope.clamp(max=1) * moved + 5 * UNIT * self.bent.abs() + summed
 
     def slope_error(self) -> torch.Tensor:
         """How far the float64 slope 4e / (1 + e)² can be from the exact one, relatively.

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashverify.cases.case import MASKS, AttentionCase
+from flashverify.cases.semantics import alibi_slopes
 from flashverify.cases.tensors import TENSORS
 from flashverify.numerics.formats import FP64
 from flashverify.oracles import ball, dense, mp, tiled
@@ -47,7 +48,8 @@ def exact_arrays(case: AttentionCase, inputs):
 def largest_term(case: AttentionCase, inputs) -> mpmath.mpf:
     """No term that an output is a sum of is larger, but for a factor of the problem's size."""
     factors = [1 + x.double().abs().max().item() for x in (inputs.q, inputs.k, inputs.v, inputs.dout) if x.numel()]
-    return mpmath.fprod([1 + abs(case.softmax_scale), *factors])
+    bias = max((slope for slopes in alibi_slopes(case) for slope in slopes), default=0.0) * (case.seqlen_q + case.seqlen_k)
+    return mpmath.fprod([1 + abs(case.softmax_scale), 1 + bias, *factors])
 
 
 def outside(values: np.ndarray, mid: torch.Tensor, radius: torch.Tensor, terms: mpmath.mpf) -> list[str]:
@@ -137,10 +139,14 @@ def test_tiles_do_not_matter(example, tile_elements):
         assert worst_ratio(tensor, getattr(whole, name), torch.zeros_like(allowed), allowed) <= 1, name
 
 
+def any_case(mask: str, alibi: str | None, **fields) -> AttentionCase:
+    return AttentionCase(mask=mask, alibi=None if mask == "causal-topleft" else alibi, **fields)
+
+
 @settings(derandomize=True, max_examples=25, deadline=None, database=None)
 @given(
     st.builds(
-        AttentionCase,
+        any_case,
         dtype=st.sampled_from(["fp16", "fp64"]),
         batch=st.integers(0, 2),
         heads_q=st.sampled_from([2, 4]),
@@ -152,6 +158,7 @@ def test_tiles_do_not_matter(example, tile_elements):
         window_left=st.sampled_from([None, None, 0, 2]),
         scale=st.sampled_from([None, 0.0, -3.0, 1e6]),
         softcap=st.sampled_from([None, None, 0.5, 30.0, 2.0**-20]),
+        alibi=st.sampled_from([None, "heads", "batch"]),
         lse_grad=st.booleans(),
         seed=st.integers(0, 99),
     ),

@@ -11,6 +11,10 @@ import pytest
 from flashverify.oracles import ball, dense, tiled
 from tests.oracles.support import PROBLEMS, draw, end_to_end_bound, worst_ratios
 
+SIGNED = "(rows[:, None] + case.seqlen_k - case.seqlen_q - columns[None, :])"
+SLOPES = "slopes[stacked // case.seqlen_q, None]"
+STACKED = f"{SLOPES}, stacked % case.seqlen_q"
+
 DEFECTS = [
     (dense, "key_head(case, h)", "(h % case.heads_kv)"),
     (dense, "torch.arange(case.seqlen_k, device=device)", "torch.arange(case.seqlen_k, device=device) - 1"),
@@ -26,8 +30,21 @@ DEFECTS = [
     (dense, "ds * cap_slope(case, x)", "ds"),
     (dense, "cap_slope(case, x)", "cap_slope(case, scores)"),
     (dense, "cap_slope(case, x)", "(1 - (x / case.softcap).tanh() ** 2)"),
-    (dense, "scores = capped(case, x)", "scores = x"),
+    (dense, "scores = _biased(case, capped(case, x))", "scores = _biased(case, x)"),
     (dense, "capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))", "(case.softmax_scale * (q @ k.transpose(-2, -1)))"),
+    (dense, "scores + alibi_bias", "scores - alibi_bias"),
+    (dense, "alibi_bias(case, slopes, rows, columns)", f"-slopes * {SIGNED}"),
+    (dense, "alibi_bias(case, slopes, rows, columns)", "-slopes * (rows[:, None] - columns[None, :]).abs()"),
+    (dense, "alibi_slope_tensor(case, scores.device)", "alibi_slope_tensor(case, scores.device)[:, _heads(case, None)]"),
+    (dense, "alibi_slope_tensor(case, scores.device)", "alibi_slope_tensor(case, scores.device)[:1]"),
+    (dense, "scores = _biased(case, capped(case, x))", "scores = capped(case, _biased(case, x))"),
+    (
+        dense,
+        "_biased(case, capped(case, case.softmax_scale * (q @ k.transpose(-2, -1))))",
+        "capped(case, _biased(case, case.softmax_scale * (q @ k.transpose(-2, -1))))",
+    ),
+    (dense, "scores = _biased(case, capped(case, x))", "scores = capped(case, x)"),
+    (dense, "cap_slope(case, x)", "cap_slope(case, _biased(case, x))"),
     (dense, "lse = inputs.dout.double(), out.double()", "lse = inputs.dout.double(), out.double() * 1.0000000001"),
     (tiled, "key_head(case, h) == g", "h % case.heads_kv == g"),
     (tiled, "% case.seqlen_q, columns", ", columns"),
@@ -40,7 +57,23 @@ DEFECTS = [
     (tiled, "(top + length.log())", "(top + length.float().log())"),
     (tiled, "ds.mul_(slope)", "pass"),
     (tiled, "cap_slope(case, x)", "cap_slope(case, x).float()"),
-    (tiled, "p = capped(case, x)", "p = x"),
+    (tiled, "p = _biased(case, capped(case, x), ", "p = _biased(case, x, "),
+    (tiled, "scores.add_(alibi_bias", "scores.sub_(alibi_bias"),
+    (tiled, f"alibi_bias(case, {STACKED}, columns)", f"-{SLOPES} * {SIGNED.replace('rows', '(stacked % case.seqlen_q)')}"),
+    (
+        tiled,
+        f"alibi_bias(case, {STACKED}, columns)",
+        f"-{SLOPES} * ((stacked % case.seqlen_q)[:, None] - columns[None, :]).abs()",
+    ),
+    (tiled, "slopes[b, members]", "slopes[b, [g] * len(members)]"),
+    (tiled, "slopes[b, members]", "slopes[0, members]"),
+    (tiled, f"alibi_bias(case, {STACKED}, columns)", f"alibi_bias(case, {SLOPES}, stacked, columns)"),
+    (tiled, "p = _biased(case, capped(case, x), slopes[b, members], rows)", "p = capped(case, x)"),
+    (
+        tiled,
+        "p = _biased(case, capped(case, x), slopes[b, members], rows)",
+        "p = capped(case, _biased(case, x, slopes[b, members], rows))",
+    ),
     (
         tiled,
         "capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))",

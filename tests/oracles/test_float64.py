@@ -39,9 +39,9 @@ class Watch(TorchDispatchMode):
 
 @both
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "fp64"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_nothing_below_float64_inside(oracle, dtype, softcap):
-    example = problem(6, 5, 4, "causal", heads_q=4, heads_kv=2, dtype=dtype, lse_grad=True, softcap=softcap)
+@pytest.mark.parametrize("features", [{}, {"softcap": 2.0}, {"softcap": 2.0, "alibi": "heads"}], ids=str)
+def test_nothing_below_float64_inside(oracle, dtype, features):
+    example = problem(6, 5, 4, "causal", heads_q=4, heads_kv=2, dtype=dtype, lse_grad=True, **features)
     inputs = draw(example)
     inputs.v[0, 0, 0] = torch.nan
     out, lse = torch.zeros_like(inputs.q), torch.zeros(1, 4, 6)
@@ -62,18 +62,19 @@ def test_a_planted_leak_is_caught(oracle, monkeypatch):
     assert any("float32" in leak for leak in watch.leaks)
 
 
-def largest_tensor(oracle, seqlen: int, **options) -> int:
-    example = problem(seqlen, seqlen, 2, "causal", heads_q=4, heads_kv=2, lse_grad=True)
+def largest_tensor(oracle, seqlen: int, alibi: str | None = None, **options) -> int:
+    example = problem(seqlen, seqlen, 2, "causal", heads_q=4, heads_kv=2, alibi=alibi, lse_grad=True)
     with Watch() as watch:
         oracle.attention(example.case, draw(example), **options)
     return watch.largest
 
 
-def test_tiled_memory_is_linear():
+@pytest.mark.parametrize("alibi", [None, "heads"])
+def test_tiled_memory_is_linear(alibi):
     tile, heads, head_dim = 2**11, 4, 2
     for seqlen in (64, 128, 256):
-        assert largest_tensor(tiled, seqlen, tile_elements=tile) <= max(tile, heads * seqlen * head_dim)
-    assert largest_tensor(tiled, 32, tile_elements=1) == heads * 32 * head_dim
+        assert largest_tensor(tiled, seqlen, alibi, tile_elements=tile) <= max(tile, heads * seqlen * head_dim)
+    assert largest_tensor(tiled, 32, alibi, tile_elements=1) == heads * 32 * head_dim
 
 
 def test_dense_memory_is_not_linear():
@@ -103,12 +104,12 @@ def depends(example, name: str, row: int) -> dict[str, torch.Tensor]:
 
 
 @both
-@pytest.mark.parametrize("mask", ["causal", "causal-topleft"])
+@pytest.mark.parametrize(("mask", "alibi"), [("causal", None), ("causal", "heads"), ("causal-topleft", None)])
 @pytest.mark.parametrize("name", ["q", "k", "v", "dout"])
 @pytest.mark.parametrize("row", [0, 2, 3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_nan_reaches_what_depends_on_it_and_nothing_else(oracle, mask, name, row, softcap):
-    example = problem(5, 4, 3, mask, lse_grad=True, dtype="fp64", softcap=softcap)
+def test_nan_reaches_what_depends_on_it_and_nothing_else(oracle, mask, alibi, name, row, softcap):
+    example = problem(5, 4, 3, mask, lse_grad=True, dtype="fp64", softcap=softcap, alibi=alibi)
     clean = oracle.attention(example.case, draw(example))
     found = oracle.attention(example.case, poisoned(example, name, (0, 0, row), torch.nan))
     for output, expected in depends(example, name, row).items():
