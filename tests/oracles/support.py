@@ -152,8 +152,8 @@ class _Terms:
         """How far a float64 logit can be from the exact one.
 
         Under a cap: what y = x / cap is moved by, through the slope (ln slope has slope 2 at most, so that it is within
-        e^(2 moved) of the one at y, and it never exceeds 1), tanh within 2 ulp (4u), and the product u. A bias is exact, and its
-        sum one rounding.
+        e^(2 moved) of the one at y, and it never exceeds 1), tanh within 2 ulp (4u), and the product u. A bias is exact, and
+        the sum one rounding.
         """
         summed = UNIT * self.s.abs() if self.case.alibi is not None else 0.0
         if self.case.softcap is None:
