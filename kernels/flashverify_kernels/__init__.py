@@ -1,9 +1,22 @@
 """Triton FlashAttention kernels, forward and backward: exact attention in float16, bfloat16, float32 and float64.
 
-`flash_attn_func` has the layout and the arguments of flash-attn 2.8, `scaled_dot_product_attention` those of torch.
+`flash_attn_func` and its packed forms have the layout and the arguments of flash-attn 2.8, `scaled_dot_product_attention`
+those of torch.
 """
 
-from flashverify_kernels.api import flash_attn_func, scaled_dot_product_attention
+from flashverify_kernels.api import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    scaled_dot_product_attention,
+)
 from flashverify_kernels.tiles import TileConfig, Tiles
 
-__all__ = ["TileConfig", "Tiles", "flash_attn_func", "scaled_dot_product_attention"]
+__all__ = [
+    "TileConfig",
+    "Tiles",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "scaled_dot_product_attention",
+]

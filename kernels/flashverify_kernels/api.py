@@ -12,6 +12,7 @@ from flashverify_kernels.tiles import Tiles
 from flashverify_kernels.validation import (
     check_bool,
     check_dropout,
+    check_packed,
     check_precision,
     check_real,
     check_shapes,
@@ -72,15 +73,114 @@ def flash_attn_func(
         ValueError: shapes, devices or ranges are wrong.
         NotImplementedError: a feature that is not there yet is asked for; the message names it.
     """
-    check_tensors({"q": q, "k": k, "v": v})
+    return _flash(
+        (q, k, v), ("q", "k", "v"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic,
+        return_attn_probs, input_precision, tiles,
+    )  # fmt: skip
+
+
+def flash_attn_qkvpacked_func(
+    qkv: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    input_precision: str = "ieee",
+    tiles: Tiles | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+    """`flash_attn_func` of q, k and v that lie in one tensor, with flash-attn 2.8's names and order.
+
+    Nothing is copied: they are read where they lie. Arguments, results and errors but for qkv are those of `flash_attn_func`.
+
+    Args:
+        qkv: (B, N, 3, H, D), any strides.
+        dropout_p: as there.
+        softmax_scale: as there.
+        causal: as there.
+        window_size: as there.
+        softcap: as there.
+        alibi_slopes: as there.
+        deterministic: as there.
+        return_attn_probs: as there.
+        input_precision: as there.
+        tiles: as there.
+    """
+    check_packed("qkv", qkv, 3)
+    return _flash(
+        qkv.unbind(2), ("qkv", "qkv", "qkv"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
+        deterministic, return_attn_probs, input_precision, tiles,
+    )  # fmt: skip
+
+
+def flash_attn_kvpacked_func(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    input_precision: str = "ieee",
+    tiles: Tiles | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+    """`flash_attn_func` of k and v that lie in one tensor, with flash-attn 2.8's names and order.
+
+    Nothing is copied: they are read where they lie. Arguments, results and errors but for kv are those of `flash_attn_func`.
+
+    Args:
+        q: (B, Nq, Hq, D), any strides.
+        kv: (B, Nk, 2, Hkv, D), any strides; Hkv divides Hq.
+        dropout_p: as there.
+        softmax_scale: as there.
+        causal: as there.
+        window_size: as there.
+        softcap: as there.
+        alibi_slopes: as there.
+        deterministic: as there.
+        return_attn_probs: as there.
+        input_precision: as there.
+        tiles: as there.
+    """
+    check_packed("kv", kv, 2)
+    return _flash(
+        (q, *kv.unbind(2)), ("q", "kv", "kv"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
+        deterministic, return_attn_probs, input_precision, tiles,
+    )  # fmt: skip
+
+
+def _flash(
+    tensors: tuple[torch.Tensor, ...],
+    names: tuple[str, str, str],
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    alibi_slopes: torch.Tensor | None,
+    deterministic: bool,
+    return_attn_probs: bool,
+    input_precision: str,
+    tiles: Tiles | None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+    """What flash-attn's functions share; `names` are what q, k and v are called in messages."""
+    check_tensors(tuple(zip(names, tensors, strict=True)))
     check_bool("causal", causal)
     check_bool("deterministic", deterministic)
     check_bool("return_attn_probs", return_attn_probs)
     check_dropout("dropout_p", dropout_p)
     left, right = check_window("window_size", window_size)
     check_real("softcap", softcap)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    check_shapes(q, k, v, ("q", "k", "v"))
+    q, k, v = (x.transpose(1, 2) for x in tensors)
+    check_shapes(q, k, v, names)
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     scale = resolve_scale("softmax_scale", softmax_scale, q)
@@ -129,7 +229,7 @@ def scaled_dot_product_attention(
         ValueError: shapes, devices or ranges are wrong.
         NotImplementedError: a feature that is not there yet is asked for; the message names it.
     """
-    check_tensors({"query": query, "key": key, "value": value})
+    check_tensors((("query", query), ("key", key), ("value", value)))
     if attn_mask is not None:
         raise NotImplementedError("attn_mask: got a value; masks and biases are not there yet, accepted is None")
     check_bool("is_causal", is_causal)

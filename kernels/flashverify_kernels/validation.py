@@ -34,15 +34,29 @@ def _shown(value: object) -> str:
     return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
-def check_tensors(named: dict[str, torch.Tensor]) -> None:
-    """Type, rank, dtype and device of q, k and v, in the order given; the first one sets the standard.
+def check_packed(name: str, x: torch.Tensor, count: int) -> None:
+    """Raise unless x is a tensor (B, N, count, H, D).
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if its shape is another.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, accepted is a torch.Tensor")
+    if x.is_nested or x.dim() != 5 or x.shape[2] != count:
+        found = "a nested tensor" if x.is_nested else f"shape {tuple(x.shape)}"
+        raise ValueError(f"{name}: got {found}, accepted are shapes (batch, sequence, {count}, heads, head size)")
+
+
+def check_tensors(named: tuple[tuple[str, torch.Tensor], ...]) -> None:
+    """Type, rank, dtype and device of q, k and v, by name and in the order given; the first one sets the standard.
 
     Raises:
         TypeError: if one is no dense tensor, has a dtype that is not accepted, or dtypes differ.
         ValueError: if ranks or devices are wrong or differ.
     """
-    first_name, first = next(iter(named.items()))
-    for name, x in named.items():
+    first_name, first = named[0]
+    for name, x in named:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name}: got {type(x).__name__}, accepted is a torch.Tensor")
         if x.is_nested:

@@ -32,13 +32,21 @@ class BadCall:
 def namespace(device: torch.device) -> dict[str, object]:
     """The names that a call may use."""
     import numpy
-    from flashverify_kernels import TileConfig, Tiles, flash_attn_func, scaled_dot_product_attention
+    from flashverify_kernels import (
+        TileConfig,
+        Tiles,
+        flash_attn_func,
+        flash_attn_kvpacked_func,
+        flash_attn_qkvpacked_func,
+        scaled_dot_product_attention,
+    )
 
     def x(*shape: int) -> torch.Tensor:
         return torch.ones(shape, device=device)
 
     names: dict[str, Callable[..., object]] = {
-        "flash": flash_attn_func, "sdpa": scaled_dot_product_attention, "TileConfig": TileConfig, "Tiles": Tiles,
+        "flash": flash_attn_func, "qkvpacked": flash_attn_qkvpacked_func, "kvpacked": flash_attn_kvpacked_func,
+        "sdpa": scaled_dot_product_attention, "TileConfig": TileConfig, "Tiles": Tiles,
     }  # fmt: skip
     q, k, v = (x(2, 3, 4, 8) for _ in range(3))
     return {**names, "x": x, "q": q, "k": k, "v": v, "torch": torch, "numpy": numpy}
@@ -81,6 +89,9 @@ TYPES = _rows(
     ("flash(q, k, v, dropout_p='x')", ("dropout_p: got 'x' of type str", "real numbers")),
     ("flash(q, k, v, dropout_p=None)", ("dropout_p: got None of type NoneType", "real numbers")),
     ("flash(q, k, v, dropout_p=False)", ("dropout_p: got False of type bool", "real numbers")),
+    ("qkvpacked(None)", ("qkv: got NoneType", "torch.Tensor")),
+    ("qkvpacked(x(2, 3, 3, 4, 8).int())", ("qkv: got dtype int32", _FLOATS)),
+    ("kvpacked(q, x(2, 3, 2, 4, 8).half())", ("kv: got dtype float16", "q's, float32")),
     ("flash(q, k, v, alibi_slopes=[0.5])", ("alibi_slopes: got list", "torch.Tensor and None")),
     ("flash(q, k, v, alibi_slopes=x(4).half())", ("alibi_slopes: got dtype float16", "float32")),
     ("flash(q, k, v, softcap='30')", ("softcap: got '30' of type str", "real numbers")),
@@ -145,6 +156,11 @@ VALUES = _rows(
     ("flash(q, k, v, dropout_p=-0.1)", ("dropout_p: got -0.1", "from 0 to below 1")),
     ("flash(q, k, v, dropout_p=1.0)", ("dropout_p: got 1.0", "from 0 to below 1")),
     ("sdpa(q, k, v, dropout_p=float('nan'))", ("dropout_p: got nan", "from 0 to below 1")),
+    ("qkvpacked(x(2, 3, 2, 4, 8))", ("qkv: got shape (2, 3, 2, 4, 8)", "(batch, sequence, 3, heads, head size)")),
+    ("qkvpacked(q)", ("qkv: got shape (2, 3, 4, 8)", "(batch, sequence, 3, heads, head size)")),
+    ("qkvpacked(x(2, 3, 3, 4, 300))", ("qkv: got head size 300", "from 1 to 256")),
+    ("kvpacked(q, x(2, 3, 3, 4, 8))", ("kv: got shape (2, 3, 3, 4, 8)", "(batch, sequence, 2, heads, head size)")),
+    ("kvpacked(q, x(2, 3, 2, 3, 8))", ("kv: got 3 heads", "number of query heads, 4")),
     ("flash(q, k, v, alibi_slopes=x(3))", ("alibi_slopes: got shape (3,)", "accepted are (4,) and (2, 4)")),
     ("flash(q, k, v, alibi_slopes=x(4, 2))", ("alibi_slopes: got shape (4, 2)", "accepted are (4,) and (2, 4)")),
     ("flash(q, k, v, softcap=-1.0)", ("softcap: got -1.0", "0 and numbers from 9.54e-07 to 1.1e+12")),
