@@ -108,7 +108,7 @@ class Call:
             alibi=None if self.slopes is None else self.slopes.expand(batch, heads),
         )  # fmt: skip
 
-    def agrees(self, out: torch.Tensor, lse: torch.Tensor | None, leaves: tuple[torch.Tensor, ...], top_left: bool) -> None:
+    def check(self, out: torch.Tensor, lse: torch.Tensor | None, leaves: tuple[torch.Tensor, ...], top_left: bool) -> None:
         """Fail unless out (B, H, N, D), lse, and the gradients of q, k and v are those of the definition."""
         expected = self.expected(top_left)
         dq, dk, dv = torch.autograd.grad(out, leaves, self.dout)
@@ -126,7 +126,7 @@ def test_flash_attn_func(number: int, device: torch.device) -> None:
     leaves = q, k, v = leaf(call.q), leaf(call.k), leaf(call.v)
     out, lse, probabilities = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), **call.options)
     assert probabilities is None
-    call.agrees(out.transpose(1, 2), lse, leaves, top_left=False)
+    call.check(out.transpose(1, 2), lse, leaves, top_left=False)
 
 
 @pytest.mark.parametrize("number", CALLS)
@@ -135,7 +135,7 @@ def test_flash_attn_qkvpacked_func(number: int, device: torch.device) -> None:
     leaves = q, k, v = leaf(call.q), leaf(call.k), leaf(call.v)
     qkv = torch.stack((q, k, v)).permute(1, 3, 0, 2, 4)
     out, lse, _ = flash_attn_qkvpacked_func(qkv, **call.options)
-    call.agrees(out.transpose(1, 2), lse, leaves, top_left=False)
+    call.check(out.transpose(1, 2), lse, leaves, top_left=False)
 
 
 @pytest.mark.parametrize("number", CALLS)
@@ -144,7 +144,7 @@ def test_flash_attn_kvpacked_func(number: int, device: torch.device) -> None:
     leaves = q, k, v = leaf(call.q), leaf(call.k), leaf(call.v)
     kv = torch.stack((k, v)).permute(1, 3, 0, 2, 4)
     out, lse, _ = flash_attn_kvpacked_func(q.transpose(1, 2), kv, **call.options)
-    call.agrees(out.transpose(1, 2), lse, leaves, top_left=False)
+    call.check(out.transpose(1, 2), lse, leaves, top_left=False)
 
 
 @pytest.mark.parametrize("number", CALLS)
@@ -155,7 +155,7 @@ def test_scaled_dot_product_attention(number: int, device: torch.device) -> None
     grouped = call.shape[1] != call.shape[2]
     options = {"is_causal": call.causal, "scale": call.scale, "enable_gqa": grouped, "tiles": call.tiles}
     out = scaled_dot_product_attention(*leaves, None, 0.0, **options)
-    call.agrees(out, None, leaves, top_left=True)
+    call.check(out, None, leaves, top_left=True)
 
 
 def test_packed_tensors_are_not_copied(device: torch.device) -> None:
