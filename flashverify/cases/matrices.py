@@ -270,6 +270,9 @@ def _alibi() -> Iterator[AttentionCase]:
             lse_grad=index % 7 in {1, 4},
             seed=index % 3,
         )
+    for dtype, scale in product(DTYPES, (-1.0, None)):  # a scale that is negative, and distances beyond 2^11
+        plain = AttentionCase(dtype=dtype, heads_q=2, seqlen_q=130, seqlen_k=200, head_dim=64, mask="causal", alibi="heads")
+        yield plain.replace(scale=scale) if scale else plain.replace(seqlen_q=2200, seqlen_k=16, mask="full")
 
 
 def _decoding() -> Iterator[AttentionCase]:
@@ -369,7 +372,8 @@ def _smoke_windows() -> Iterator[AttentionCase]:
 
 
 def _smoke_softcaps() -> Iterator[AttentionCase]:
-    """Softcaps in every dtype: one that bends every logit and one that models have, causal and with a window."""
+    """Softcaps in every dtype: one that bends every logit and one that models have, causal and with a window; one far above."""
+    yield AttentionCase(dtype="fp32", seqlen_q=33, seqlen_k=47, head_dim=16, softcap=1e6)
     for index, dtype in enumerate(DTYPES):
         plain = AttentionCase(dtype=dtype, seqlen_q=33, seqlen_k=33, head_dim=16)
         yield plain.replace(
@@ -398,6 +402,7 @@ def _smoke_alibi() -> Iterator[AttentionCase]:
     )
     yield plain.replace(dtype="fp32", seqlen_q=47, seqlen_k=40, mask="causal", window_left=18, alibi="batch", lse_grad=True)
     yield plain.replace(dtype="fp64", heads_q=3, heads_kv=1, seqlen_q=17, seqlen_k=31, softcap=2.0, lse_grad=True)
+    yield plain.replace(dtype="fp32", heads_q=2, heads_kv=1, mask="causal", scale=-1.0)
 
 
 def _smoke_distributions() -> Iterator[AttentionCase]:

@@ -23,6 +23,8 @@ from flashverify.numerics.spread import Spread, factor
 
 __all__ = ["ForwardSpread", "Spread", "backward_spread", "factor", "forward_spread", "inapplicable", "inapplicable_to"]
 
+BIASES_ALONE = "biases alone tell the weights of a row apart: all rows have the same ones, and round them alike"
+
 SAMPLED_LINES = 16
 """Rows and columns of a head's score matrix that are searched for repeated logits: spread evenly over it."""
 
@@ -34,7 +36,9 @@ def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str
         return reason
     if case.seqlen_q == 0 or case.seqlen_k == 0:
         return "no pair of a query and a key"
-    if case.softmax_scale == 0.0 and case.alibi is None:
+    if case.softmax_scale == 0.0 and case.alibi is not None:
+        return BIASES_ALONE
+    if case.softmax_scale == 0.0:
         return "all logits are 0: equal weights are rounded alike"
     return _alike(case, inputs, contract)
 
@@ -97,9 +101,10 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
         )
         if _repeats(of_columns, seen_by_columns, _uncertain(case, contract, k[:, columns], q)):
             return "logits repeat within a column: equal weights are rounded alike"
-        spread = _deviation(of_rows, seen_by_rows)
+        spread = _deviation(_scored(case, q, k, rows, every_column), seen_by_rows)
         if bool((spread < 2.0 * (contract.probability or contract.accumulator).unit_roundoff).any()):
-            return "weights of a row differ by less than a spacing: they are rounded alike"
+            alone = "weights of a row differ by less than a spacing: they are rounded alike"
+            return alone if case.alibi is None else BIASES_ALONE
     return None
 
 
@@ -116,11 +121,16 @@ def _repeats(scores: torch.Tensor, seen: torch.Tensor, uncertain: torch.Tensor) 
     return bool((equal.sum(-1) > TOLERATED_REPEATS * seen.sum(-1)).any())
 
 
+def _scored(case: AttentionCase, q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Logits of some rows and columns but for their biases, (batch, rows, columns)."""
+    return capped(case, case.softmax_scale * (q[:, rows] @ k[:, columns].mT))
+
+
 def _logits(
     case: AttentionCase, head: int, q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
     """Logits of some rows and columns of a query head, (batch, rows, columns)."""
-    logits = capped(case, case.softmax_scale * (q[:, rows] @ k[:, columns].mT))
+    logits = _scored(case, q, k, rows, columns)
     if case.alibi is None:
         return logits
     return logits + alibi_bias(case, alibi_slope_tensor(case, q.device)[:, head, None, None], rows, columns)

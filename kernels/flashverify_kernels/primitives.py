@@ -67,7 +67,8 @@ def tanh_and_slope(x, ACCUMULATOR: tl.constexpr):
 @triton.jit
 def alibi_slope(slopes_ptr, batch, head, stride_batch, stride_head, multiplier, ACCUMULATOR: tl.constexpr):
     """The slope of a query head's linear bias in units of its scores: logits are multiplier·(scores - this·distance)."""
-    return tl.load(slopes_ptr + batch * stride_batch + head * stride_head).to(ACCUMULATOR) / multiplier
+    offset = batch.to(tl.int64) * stride_batch + head.to(tl.int64) * stride_head
+    return tl.load(slopes_ptr + offset).to(ACCUMULATOR) / multiplier
 
 
 @triton.jit

@@ -109,7 +109,7 @@ def test_biases_of_both_kinds_under_every_view(name: str) -> None:
 def test_standard_has_both_kinds_of_biases_in_every_view_regime_and_dtype() -> None:
     biased = [case for case in matrix("standard") if case.alibi is not None]
     kinds = [(case.alibi, case.dtype) for case in biased]
-    assert len(biased) == 36
+    assert len(biased) == 44
     views = [(case.mask, case.window_left is not None) for case in biased]
     assert len(set(zip(kinds, views, strict=True))) == 2 * 3 * len(DTYPES)
     assert len(set(zip(kinds, (case.regime for case in biased), strict=True))) == 2 * 4 * len(DTYPES)

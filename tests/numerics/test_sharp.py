@@ -181,6 +181,8 @@ UNTOLD = {
     "all logits are 0": (CASE.replace(scale=0.0), {}),
     "logits repeat within a row": (CASE.replace(regime="repeated-maximum"), {}),
     "logits repeat": (CASE.replace(regime="equal-logits"), {}),
+    "biases alone": (CASE.replace(heads_q=2, mask="causal", seqlen_q=128, alibi="heads", scale=1e-5), {}),
+    "biases alone tell": (CASE.replace(heads_q=2, mask="causal", seqlen_q=128, alibi="heads", scale=0.0), {}),
     "weights of a row differ by less than a spacing": (CASE.replace(scale=1e-6), {}),
     "weights of a row differ by less than a spacing: they are": (SINGLE.replace(scale=1e-9), {}),
 }
