@@ -31,6 +31,9 @@ HEADS = ((1, 1), (4, 2), (6, 2), (8, 1), (3, 3))
 WINDOWS = ((0, None), (16, None), (31, None), (33, 0), (64, 32), (None, 15), (100, 129), (5, 7))
 """(left, right) sides of windows; a causal mask takes the left one alone."""
 
+FEATURE_SHAPES = ((130, 130, 64), (257, 300, 128), (100, 257, 40), (300, 129, 64), (64, 200, 128))
+"""(queries, keys, head size) of cases with a soft cap or with biases: more keys, and fewer, over several tiles."""
+
 SOFTCAPS = (1.0, 15.0, 30.0, 50.0)
 
 SCALES = (0.0, 1.0, -0.125, -1.0, 0.1, 2.0, 1e-05, 1e-30)
@@ -220,12 +223,11 @@ def _windows() -> Iterator[AttentionCase]:
 
 def _softcaps() -> Iterator[AttentionCase]:
     """Softcaps x dtype, full, causal and with a window: logits below the cap, at it and far beyond; few negative scales."""
-    shapes = ((130, 130, 64), (257, 300, 128), (100, 257, 40), (300, 129, 64), (64, 200, 128))
     windows = ((33, 0), (16, None), (None, 15), (64, 32))
     for index, (softcap, dtype, view) in enumerate(product(SOFTCAPS, DTYPES, (*TWO_MASKS, "window"))):
         # Every view meets every regime in every dtype, and at every cap.
         turn = index // 12 + index // 3 + index % 3
-        seqlen_q, seqlen_k, head_dim = shapes[index % len(shapes)]
+        seqlen_q, seqlen_k, head_dim = FEATURE_SHAPES[index % len(FEATURE_SHAPES)]
         heads_q, heads_kv = ((1, 1), (4, 2), (2, 2), (3, 1), (1, 1))[(index + index // 5) % 5]
         left, right = windows[(index // 3 + index // 6) % len(windows)] if view == "window" else (None, None)
         yield AttentionCase(
@@ -248,12 +250,11 @@ def _softcaps() -> Iterator[AttentionCase]:
 
 def _alibi() -> Iterator[AttentionCase]:
     """Linear biases x heads x dtype, full, causal and causal with a window; some under a softcap, some with one batch entry."""
-    shapes = ((130, 130, 64), (257, 300, 128), (100, 257, 40), (300, 129, 64), (64, 200, 128))
     turns = product(enumerate(((4, 2), (6, 2), (3, 3))), enumerate(DTYPES), enumerate((*TWO_MASKS, "window")))
     for index, ((a, (heads_q, heads_kv)), (b, dtype), (c, view)) in enumerate(turns):
         # Every view meets both kinds of slopes, and every kind every regime, in every dtype.
         alibi = ALIBIS[(a + b + c) % len(ALIBIS)]
-        seqlen_q, seqlen_k, head_dim = shapes[index % len(shapes)]
+        seqlen_q, seqlen_k, head_dim = FEATURE_SHAPES[index % len(FEATURE_SHAPES)]
         yield AttentionCase(
             dtype=dtype,
             batch=2 if (alibi == "batch") != (index % 5 == 3) else 1,

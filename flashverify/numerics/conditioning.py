@@ -50,10 +50,8 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
     for tile in lanes.tiles(tile_elements):
         take, put = tile.place.take, tile.place.put
         raw = scale * tile.score_magnitude
-        slope = tile.slope
-        amplification = raw * slope
-        if case.softcap is not None:
-            amplification = amplification + case.softcap * tile.tanh.abs()
+        cap = tile.cap
+        amplification = raw if cap is None else raw * cap.slope + cap.size * cap.tanh.abs()
         if tile.bias is not None:
             amplification = amplification + tile.bias.abs()
         p = torch.where(tile.seen, torch.exp((tile.logit - take(known_lse)[..., None]).clamp(max=0.0)), 0.0)
@@ -64,9 +62,9 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         delta = (dout * (p @ tile.v.abs())).sum(-1, keepdim=True)
         gradient = weight * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
         gradient = gradient + p * (dout * row_out).sum(-1, keepdim=True)
-        if case.softcap is not None:
+        if cap is not None:
             plain = p * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
-            gradient = gradient * slope + plain * slope * 2.0 * tile.tanh.abs() * raw / case.softcap
+            gradient = gradient * cap.slope + plain * cap.slope * 2.0 * cap.tanh.abs() * raw / cap.size
         put(out, row_out)
         put(of_lse, take(of_lse) + row.squeeze(-1))
         put(dq, scale * (gradient @ tile.k.abs()))

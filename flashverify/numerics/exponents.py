@@ -16,7 +16,7 @@ import torch
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import LN2, LOG2E
 from flashverify.numerics.formats import EVALUATION_UNIT
-from flashverify.numerics.tiles import Tile
+from flashverify.numerics.tiles import Capped, Tile
 
 LARGEST_EXPONENT = 300.0
 """Above this natural exponent a perturbed weight counts as unbounded (e^300 = 2e130 leaves room for products)."""
@@ -90,17 +90,19 @@ def _unbiased_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
     tanh is steepest, on the way between its true argument and the computed one, at the end that is nearer to 0.
     """
     dot = product_error(tile, coefficients)
-    if tile.case.softcap is None:
+    if tile.cap is None:
         return dot
-    argument, moved = capped_argument(tile, coefficients, tile.case.softcap, dot)
+    argument, moved = capped_argument(tile, coefficients, tile.cap, dot)
     carried = (moved / torch.cosh((argument - moved).clamp(min=0.0, max=LARGEST_EXPONENT)).square()).clamp(max=2.0)
     largest = (torch.tanh(argument) + carried).clamp(max=1.0)
     return carried + coefficients.tanh * largest + 2.0 * coefficients.tiny
 
 
-def capped_argument(tile: Tile, coefficients: Coefficients, cap: float, dot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def capped_argument(
+    tile: Tile, coefficients: Coefficients, cap: Capped, dot: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """|product·(scale / cap)|, what tanh is taken of, and how far the kernel's may be from it; `dot` is the product's error."""
-    inner, tiny = abs(tile.softmax_scale) / cap, coefficients.tiny
+    inner, tiny = abs(tile.softmax_scale) / cap.size, coefficients.tiny
     # the quotient, its rounding to the accumulator's format, and the product; the quotient may underflow
     underflow = tiny if inner < 4.0 * coefficients.contract.accumulator.smallest_normal else 0.0
     rounded = coefficients.growth(3.0)
@@ -108,15 +110,15 @@ def capped_argument(tile: Tile, coefficients: Coefficients, cap: float, dot: tor
     return inner * tile.product.abs(), moved
 
 
-def slope_error(tile: Tile, coefficients: Coefficients, cap: float) -> torch.Tensor:
+def slope_error(tile: Tile, coefficients: Coefficients, cap: Capped) -> torch.Tensor:
     """Bound of the error of a soft cap's derivative, (c, r, n) (lemma 12)."""
-    unit, tiny, slope = coefficients.unit, coefficients.tiny, tile.slope
+    unit, tiny, slope = coefficients.unit, coefficients.tiny, cap.slope
     if coefficients.contract.cap_slope == "sech":
         argument, moved = capped_argument(tile, coefficients, cap, product_error(tile, coefficients))
         # |d ln sech²(x) / dx| <= 2, and the exponential's argument is rounded twice
         changed = 2.0 * moved + coefficients.sech + 6.2 * unit * (argument + moved)
         return (slope * torch.expm1(changed.clamp(max=LARGEST_EXPONENT))).clamp(max=1.0) + 4.0 * tiny
-    error, tanh = _unbiased_error(tile, coefficients), tile.tanh.abs()
+    error, tanh = _unbiased_error(tile, coefficients), cap.tanh.abs()
     square = error * (2.0 * tanh + error)
     square = square + unit * (tanh.square() + square) + tiny
     return square + unit * (slope + square)
@@ -128,7 +130,7 @@ def score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
     error = raw_score_error(tile, coefficients)
     # c itself, or the scale that it is formed from, may underflow
     underflow = coefficients.tiny if multiplier < 4.0 * coefficients.contract.accumulator.smallest_normal else 0.0
-    largest = tile.score_magnitude + tile.score.abs() if tile.case.softcap is None else tile.score.abs()
+    largest = tile.score_magnitude + tile.score.abs() if tile.cap is None else tile.score.abs()
     return multiplier * (1.0 + coefficients.multiplier) * error + underflow * (largest + error)
 
 
@@ -235,8 +237,8 @@ def evaluation_slack(tile: Tile, lse: torch.Tensor) -> torch.Tensor:
     """
     terms = float(tile.k.shape[1] + tile.q.shape[-1] + 64)
     logits = abs(tile.softmax_scale) * row_maximum(tile.score_magnitude, tile.seen)
-    if tile.case.softcap is not None:  # tanh moves logits no farther apart, and errs by a few roundings of its own
-        logits = logits + tile.case.softcap
+    if tile.cap is not None:  # tanh moves logits no farther apart, and errs by a few roundings of its own
+        logits = logits + tile.cap.size
     if tile.bias is not None:
         logits = logits + row_maximum(tile.bias.abs(), tile.seen)
     exponent = EVALUATION_UNIT * ((tile.q.shape[-1] + 4.0) * logits + 4.0 * lse.abs() + terms)

@@ -27,7 +27,7 @@ from flashverify.numerics.exponents import (
 )
 from flashverify.numerics.formats import EVALUATION_UNIT
 from flashverify.numerics.hard_forward import ForwardBudget
-from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
+from flashverify.numerics.tiles import TILE_ELEMENTS, Capped, Lanes, Tile, by_lane
 
 
 def backward_budget(
@@ -81,7 +81,6 @@ class ScoreGradients:
         weight_error: largest error of the kernel's P as it enters Pᵀ·dO, cast included.
         delta_error: largest error of D, (c, r, 1): common to all keys of a row.
         ds: true dS, the gradient of scale·q·k: behind a soft cap, if there is one.
-        slope: derivative of the soft cap, or None if there is none.
         local: largest error of the kernel's dS as it enters dq and dk, cast included, but for the first-order effect of D's.
         delta_reach: largest magnitude on the way to the kernel's D, (c, r, 1).
         difference_reach: largest magnitude on the way to the kernel's dP - D, for pairs that are not seen too.
@@ -94,7 +93,6 @@ class ScoreGradients:
     weight_error: torch.Tensor
     delta_error: torch.Tensor
     ds: torch.Tensor
-    slope: torch.Tensor | None
     local: torch.Tensor
     delta_reach: torch.Tensor
     difference_reach: torch.Tensor
@@ -102,7 +100,7 @@ class ScoreGradients:
     @property
     def common(self) -> torch.Tensor:
         """The derivative of dS by -D: P, times the slope of a soft cap."""
-        return self.weights.p if self.slope is None else self.weights.p * self.slope
+        return self.weights.p if self.tile.cap is None else self.weights.p * self.tile.cap.slope
 
     @property
     def error(self) -> torch.Tensor:
@@ -216,12 +214,10 @@ def _score_gradients(
         largest_weight = weights.p + weight_error
     local = weight_change * reached + weights.p * difference_error
     local = local + unit * largest_weight * reached + tiny
-    ds, slope = weights.p * difference, None
-    common = weights.p * delta.error
-    if tile.case.softcap is not None:
-        slope = tile.slope
-        local = _behind_cap(tile, coefficients, slope, ds, local, common)
-        ds, common = ds * slope, common * slope
+    ds, common = weights.p * difference, weights.p * delta.error
+    if tile.cap is not None:
+        local = _behind_cap(tile, coefficients, tile.cap, ds, local, common)
+        ds, common = ds * tile.cap.slope, common * tile.cap.slope
     magnitude = ds.abs() + local + common
     # what an absolute 1 of the rounded numbers is worth in dS
     scale = abs(tile.softmax_scale)
@@ -236,7 +232,6 @@ def _score_gradients(
         weight_error=_or_zero(weight_error, tile.seen),
         delta_error=delta.error,
         ds=_or_zero(ds, tile.seen),
-        slope=slope,
         local=_or_zero(local, tile.seen),
         delta_reach=delta.reach,
         difference_reach=reached + delta.dlse.abs(),
@@ -246,7 +241,7 @@ def _score_gradients(
 def _behind_cap(
     tile: Tile,
     coefficients: Coefficients,
-    slope: torch.Tensor,
+    cap: Capped,
     ds: torch.Tensor,
     local: torch.Tensor,
     common: torch.Tensor,
@@ -256,14 +251,13 @@ def _behind_cap(
     Args:
         tile: the tile.
         coefficients: the contract's coefficients.
-        slope: the true 1 - t².
+        cap: what the cap makes of the products, the true 1 - t² among it.
         ds: the true gradient of the capped logit.
         local: largest error of the kernel's, but for that by D.
         common: that by D.
     """
-    unit, tiny = coefficients.unit, coefficients.tiny
-    assert tile.case.softcap is not None
-    error = slope * local + slope_error(tile, coefficients, tile.case.softcap) * (ds.abs() + local + common)
+    unit, tiny, slope = coefficients.unit, coefficients.tiny, cap.slope
+    error = slope * local + slope_error(tile, coefficients, cap) * (ds.abs() + local + common)
     return error + unit * (slope * (ds.abs() + common) + error) + tiny
 
 

@@ -103,8 +103,8 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + max(tile.q.shape[-1], tile.v.shape[-1]))
     scores = slack * _largest(tile.score_magnitude)
     yield "a score", scores, accumulator
-    if tile.case.softcap is not None:
-        yield "what tanh is taken of", scores * abs(tile.softmax_scale) / tile.case.softcap, accumulator
+    if tile.cap is not None:
+        yield "what tanh is taken of", scores * abs(tile.softmax_scale) / tile.cap.size, accumulator
         scores = 1.0 + gradients.coefficients.tanh
     if tile.bias_of_score is not None:
         scores = scores + slack * _largest(tile.bias_of_score)

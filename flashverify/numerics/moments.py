@@ -64,11 +64,6 @@ class Moments:
         return (2.0 * self.unit * self.contract.division_ulps) ** 2 / 3.0 * INVERSE_SIGNIFICAND_SQUARED
 
     @property
-    def largest_division(self) -> float:
-        """Largest relative error of one division: where one quotient is used everywhere, a bias."""
-        return 2.0 * self.unit * self.contract.division_ulps
-
-    @property
     def tanh(self) -> float:
         """Relative variance of tanh, from above: where an exponential is in it, its error counts 0.85 times (lemma 11)."""
         return 4.0 * self.rounding + self.division + 0.73 * self.exponential

@@ -92,16 +92,17 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
     every_column = torch.arange(case.seqlen_k, device=device)
     for head in range(case.heads_q):
         q, k = inputs.q[:, head].double(), inputs.k[:, key_head(case, head)].double()
-        of_rows, seen_by_rows = _logits(case, head, q, k, rows, every_column), visible_mask(case, rows, every_column)
+        scored, seen_by_rows = _scored(case, q, k, rows, every_column), visible_mask(case, rows, every_column)
+        of_rows = _biased(case, head, scored, rows, every_column)
         if _repeats(of_rows, seen_by_rows, _uncertain(case, contract, q[:, rows], k)):
             return "logits repeat within a row: equal weights are rounded alike"
         of_columns, seen_by_columns = (
-            _logits(case, head, q, k, every_row, columns).mT,
+            _biased(case, head, _scored(case, q, k, every_row, columns), every_row, columns).mT,
             visible_mask(case, every_row, columns).mT,
         )
         if _repeats(of_columns, seen_by_columns, _uncertain(case, contract, k[:, columns], q)):
             return "logits repeat within a column: equal weights are rounded alike"
-        spread = _deviation(_scored(case, q, k, rows, every_column), seen_by_rows)
+        spread = _deviation(scored, seen_by_rows)
         if bool((spread < 2.0 * (contract.probability or contract.accumulator).unit_roundoff).any()):
             alone = "weights of a row differ by less than a spacing: they are rounded alike"
             return alone if case.alibi is None else BIASES_ALONE
@@ -126,14 +127,11 @@ def _scored(case: AttentionCase, q: torch.Tensor, k: torch.Tensor, rows: torch.T
     return capped(case, case.softmax_scale * (q[:, rows] @ k[:, columns].mT))
 
 
-def _logits(
-    case: AttentionCase, head: int, q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
-) -> torch.Tensor:
-    """Logits of some rows and columns of a query head, (batch, rows, columns)."""
-    logits = _scored(case, q, k, rows, columns)
+def _biased(case: AttentionCase, head: int, scored: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`_scored` of a query head with its biases: logits, (batch, rows, columns)."""
     if case.alibi is None:
-        return logits
-    return logits + alibi_bias(case, alibi_slope_tensor(case, q.device)[:, head, None, None], rows, columns)
+        return scored
+    return scored + alibi_bias(case, alibi_slope_tensor(case, scored.device)[:, head, None, None], rows, columns)
 
 
 def _uncertain(case: AttentionCase, contract: Contract, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

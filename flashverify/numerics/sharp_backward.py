@@ -31,7 +31,7 @@ from flashverify.numerics.sharp_forward import (
     score_variance,
 )
 from flashverify.numerics.spread import Spread
-from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, Tile, by_lane
+from flashverify.numerics.tiles import TILE_ELEMENTS, Capped, Lanes, Tile, by_lane
 
 
 def backward_spread(
@@ -181,18 +181,19 @@ class _Gradient:
         difference = dout @ tile.v.mT - value
         dp_variance = feature_dot(dout, tile.v, moments)
         dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), float(tile.v.shape[-1]))
-        ds, slope = p * difference, tile.slope
+        ds, common_weight = p * difference, p
         ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
         ds_bias = p * dp_bias
         cast = moments.weight_cast(contract.probability, p)
         if contract.score_gradient_of_rounded:
             ds_variance = ds_variance + cast * difference.square()
-        if tile.case.softcap is not None:
+        if tile.cap is not None:
+            slope = tile.cap.slope
             rest = slope.square() * (ds_variance - ds.square() * by_score)
-            ds_variance = rest + ds.square() * _capped_variance(tile, moments, tile.case.softcap, by_score)
-            bent = 2.0 * tile.tanh.abs() / tile.case.softcap * argument_shrinkage(tile, moments) + moments.slope_mean
+            ds_variance = rest + ds.square() * _capped_variance(tile, moments, tile.cap, by_score)
+            bent = 2.0 * tile.cap.tanh.abs() / tile.cap.size * argument_shrinkage(tile, moments) + moments.slope_mean
             ds_bias = slope * ds_bias + ds.abs() * slope * bent
-            ds = ds * slope
+            ds, common_weight = ds * slope, p * slope
         scale = abs(tile.softmax_scale)
         factor = scale if contract.score_gradient_scaled and scale else 1.0
         ds_cast = moments.cast(contract.score_gradient, ds.abs(), factor)
@@ -210,7 +211,7 @@ class _Gradient:
             # a fraction that is close to 0 does not have the mean error of all fractions
             weight_bias=shrinkage + take(rows.lse_bias)[..., None] + moments.exponential_mean * (p > 0.5),
             ds_bias=ds_bias,
-            common_weight=p * slope,
+            common_weight=common_weight,
             vanished_p=torch.where(moments.vanishing(contract.probability, p), p, 0.0),
             vanished_ds=torch.where(moments.vanishing(contract.score_gradient, ds.abs(), factor), ds, 0.0),
             common=common,
@@ -221,19 +222,19 @@ class _Gradient:
         )
 
 
-def _capped_variance(tile: Tile, moments: Moments, cap: float, by_score: torch.Tensor) -> torch.Tensor:
+def _capped_variance(tile: Tile, moments: Moments, cap: Capped, by_score: torch.Tensor) -> torch.Tensor:
     """Variance of P·(1 - t²) by the errors of tanh's argument, of t and of 1 - t², for a true P of 1, (c, r, n).
 
     The argument moves P, by the slope 1 - t², and that slope itself, by -2t/cap of it: together, and against each other.
     """
-    slope, bend = tile.slope, 2.0 * tile.tanh / cap
+    slope, bend = cap.slope, 2.0 * cap.tanh / cap.size
     of_bias = bias_variance(tile, moments)
     if moments.contract.cap_slope == "tanh":  # the slope is formed of t: what moves t moves both
-        roundings = tile.tanh.square().square() + 2.0 * slope.square()
+        roundings = cap.tanh.square().square() + 2.0 * slope.square()
         return (slope - bend).square() * (by_score - of_bias) + slope.square() * of_bias + moments.rounding * roundings
-    argument = (tile.softmax_scale * tile.product).abs() / cap
+    argument = (tile.softmax_scale * tile.product).abs() / cap.size
     of_argument = (slope - bend).square() * argument_variance(tile, moments)
-    own = moments.tanh * (cap * tile.tanh).square() + moments.slope(argument) + moments.rounding + of_bias
+    own = moments.tanh * (cap.size * cap.tanh).square() + moments.slope(argument) + moments.rounding + of_bias
     return slope.square() * (of_argument + own)
 
 

@@ -17,6 +17,7 @@ import torch
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.centred import centred_mean, centred_squares, centred_sum
+from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import LN2, LOG2E, Contract
 from flashverify.numerics.dots import TensorCore
 from flashverify.numerics.exponents import row_maximum
@@ -130,11 +131,11 @@ class _Rows:
 
 def score_variance(tile: Tile, moments: Moments) -> torch.Tensor:
     """Variance of a logit by its score, natural units, (c, r, n): the dot product, tanh with a soft cap, and a bias."""
-    cap = tile.case.softcap
+    cap = tile.cap
     if cap is None:
         variance = tile.softmax_scale**2 * feature_dot(tile.q, tile.k, moments)
     else:
-        variance = tile.slope.square() * argument_variance(tile, moments) + moments.tanh * (cap * tile.tanh).square()
+        variance = cap.slope.square() * argument_variance(tile, moments) + moments.tanh * (cap.size * cap.tanh).square()
     return variance + bias_variance(tile, moments)
 
 
@@ -174,12 +175,12 @@ def score_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:
     That is truncation in the dot product; with a soft cap the multiplier of tanh's argument too, and tanh's own mean; with
     linear biases the slope over the scale, one number for a head.
     """
-    cap = tile.case.softcap
+    cap = tile.cap
     if cap is None:
         error = abs(tile.softmax_scale) * moments.dot_bias(tile.product.abs(), float(tile.q.shape[-1]))
     else:
-        error = tile.slope * argument_shrinkage(tile, moments) + moments.tanh_mean * cap * tile.tanh.abs()
-    return error if tile.bias is None else error + moments.largest_division * tile.bias.abs()
+        error = cap.slope * argument_shrinkage(tile, moments) + moments.tanh_mean * cap.size * cap.tanh.abs()
+    return error if tile.bias is None else error + Coefficients(moments.contract).division * tile.bias.abs()
 
 
 def argument_shrinkage(tile: Tile, moments: Moments) -> torch.Tensor:

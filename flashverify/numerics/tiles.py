@@ -41,6 +41,27 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Capped:
+    """What a soft cap makes of the products of a tile, (c, r, n) each.
+
+    Attributes:
+        size: the cap.
+        tanh: what it multiplies: the score, but for a bias.
+        slope: derivative of a logit by softmax scale·product, sech² of what tanh is taken of.
+    """
+
+    size: float
+    tanh: torch.Tensor
+    slope: torch.Tensor
+
+    @classmethod
+    def of(cls, case: AttentionCase, size: float, product: torch.Tensor) -> Capped:
+        """The cap of a case, applied to products of q and k."""
+        x = case.softmax_scale * product
+        return cls(size=size, tanh=capped(case, x) / size, slope=cap_slope(case, x))
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """Inputs of one tile and its scores; c lanes, r stacked query rows, n keys, d features.
 
@@ -55,6 +76,7 @@ class Tile:
         score_magnitude: A = |q|·|k|ᵀ, (c, r, n).
         score: S, what the exponent multiplies: the product, or tanh(softmax scale·product / cap) with a soft cap, plus the bias
             over `scale`, (c, r, n).
+        cap: what a soft cap makes of the product, or None.
         bias: what is added to the logits, natural units, (c, r, n), or None.
     """
 
@@ -69,6 +91,7 @@ class Tile:
     product: torch.Tensor
     score_magnitude: torch.Tensor
     score: torch.Tensor
+    cap: Capped | None
     bias: torch.Tensor | None
 
     @property
@@ -85,16 +108,6 @@ class Tile:
     def bias_of_score(self) -> torch.Tensor | None:
         """The size of the bias in units of scores, (c, r, n), or None."""
         return None if self.bias is None else self.bias.abs() / abs(self.scale)
-
-    @property
-    def tanh(self) -> torch.Tensor:
-        """What a soft cap multiplies: the score, but for a bias, (c, r, n)."""
-        return capped(self.case, self.softmax_scale * self.product) / self.scale
-
-    @property
-    def slope(self) -> torch.Tensor:
-        """Derivative of a logit by softmax scale·product, 1 or sech² of what tanh is taken of, (c, r, n)."""
-        return cap_slope(self.case, self.softmax_scale * self.product)
 
     @property
     def logit(self) -> torch.Tensor:
@@ -140,7 +153,8 @@ class Lanes:
         seen = visible_mask(self.case, rows, columns).repeat(place.group, 1)
         product = q @ k.mT
         cap = self.case.softcap
-        score = product if cap is None else capped(self.case, self.case.softmax_scale * product) / cap
+        made = None if cap is None else Capped.of(self.case, cap, product)
+        score = product if made is None else made.tanh
         bias = None
         if self.case.alibi is not None:
             slopes = alibi_slope_tensor(self.case, q.device).reshape(-1, self.case.group_size)[place.lanes]
@@ -159,6 +173,7 @@ class Lanes:
             product=product,
             score_magnitude=q.abs() @ k.abs().mT,
             score=score,
+            cap=made,
             bias=bias,
         )
 
