@@ -42,6 +42,7 @@ Row = dict[str, object]
 
 DTYPES = ("fp16", "bf16", "fp32")
 TENSORS = ("out", "lse", "dq", "dk", "dv")
+SECONDS_BETWEEN_WRITES = 20.0
 
 
 def main(arguments: list[str]) -> None:
@@ -60,22 +61,33 @@ def main(arguments: list[str]) -> None:
         from flashverify.numerics.axioms.measure import measure
 
         arithmetic = measure(device)
-    rows: list[Row] = []
-    started = time.perf_counter()
-    for case in _cases(asked):
-        rows += _examine(Examination(kernel, case, arithmetic))
-    where = {
+    where: dict[str, object] = {
         "kernel": asked.kernel,
         "device": torch.cuda.get_device_name() if lane.name == "gpu" else f"cpu, {_emulation(asked.kernel)}",
         "torch": torch.__version__,
         "arithmetic": "published" if arithmetic is None else "measured",
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    (asked.output / "calibration.json").write_text(json.dumps({"where": where, "rows": rows}, indent=0) + "\n")
+    rows: list[Row] = []
+    started = written = time.perf_counter()
+    for case in _cases(asked):
+        rows += _examine(Examination(kernel, case, arithmetic))
+        now = time.perf_counter()
+        where["seconds"] = round(now - started, 1)
+        if now - started > asked.time_limit:
+            break
+        if now - written > SECONDS_BETWEEN_WRITES:
+            _write(asked.output, where, rows)
+            written = now
+    print(_write(asked.output, where, rows))
+
+
+def _write(folder: Path, where: dict[str, object], rows: list[Row]) -> str:
+    """Write what is known so far; the tables are returned."""
+    (folder / "calibration.json").write_text(json.dumps({"where": where, "rows": rows}, indent=0) + "\n")
     text = markdown(where, rows)
-    (asked.output / "calibration.md").write_text(text)
-    (asked.output / "predicted-rms.svg").write_text(figure(where, rows))
-    print(text)
+    (folder / "calibration.md").write_text(text)
+    (folder / "predicted-rms.svg").write_text(figure(where, rows))
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--certificate", type=Path, nargs="+", help="certificates to read, instead of running a kernel")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--time-limit", type=float, default=math.inf, help="seconds after which no further case is begun")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--queries", type=int, help="number of query rows, if not that of keys")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
@@ -110,8 +123,9 @@ def _emulation(kernel: str) -> str:
 
 
 def _cases(asked: argparse.Namespace) -> Iterator[AttentionCase]:
-    sizes = itertools.product(asked.dtypes, asked.regimes, asked.masks, asked.lengths, asked.head_dims, range(asked.seeds))
-    for dtype, regime, mask, length, head_dim, seed in sizes:
+    """Seeds change last: a run that is cut short has all configurations, with fewer seeds."""
+    sizes = itertools.product(range(asked.seeds), asked.dtypes, asked.regimes, asked.masks, asked.lengths, asked.head_dims)
+    for seed, dtype, regime, mask, length, head_dim in sizes:
         queries = asked.queries or length
         yield AttentionCase(
             dtype=dtype, seqlen_q=queries, seqlen_k=length, head_dim=head_dim, mask=mask, regime=regime, seed=seed

@@ -131,6 +131,14 @@ _SINGLE = {
     (256, False): _tiles((32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
     (256, True): _tiles((32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 4, 1)),
 }
+_SINGLE_HOPPER = {
+    **_SINGLE,
+    (16, False): _tiles((128, 32, 4, 1), (64, 32, 4, 1), (32, 32, 4, 1)),
+    (32, False): _tiles((128, 32, 4, 1), (64, 32, 4, 1), (32, 32, 4, 1)),
+    (64, False): _tiles((64, 64, 4, 1), (32, 64, 4, 1), (32, 32, 4, 1)),
+    (128, False): _tiles((64, 64, 8, 1), (32, 32, 8, 1), (32, 32, 4, 1)),
+    (256, False): _tiles((32, 32, 8, 1), (32, 16, 8, 1), (16, 16, 4, 1)),
+}
 _DOUBLE = {
     (16, False): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
     (16, True): _tiles((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
@@ -165,6 +173,7 @@ _HOPPER = {
     **_SMALL,
     torch.float16: _HALF_HOPPER,
     torch.bfloat16: _HALF_HOPPER,
+    torch.float32: _SINGLE_HOPPER,
     torch.float64: _DOUBLE_HOPPER,
 }
 _INTERPRETER = {(head_dim, causal): _tiles((32, 32), (32, 32), (32, 32)) for head_dim, causal in _SINGLE}
