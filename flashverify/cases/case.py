@@ -17,6 +17,9 @@ MASKS = ("full", "causal", "causal-topleft")
 ALIBIS = ("heads", "batch")
 """Linear biases: with one slope for each query head, or for each batch entry and query head (`semantics.alibi_slopes`)."""
 
+BIASES = ("full", "heads", "batch", "hidden", "mask")
+"""Tensors that are added to logits, or hide pairs, by what they are broadcast over (`dense_bias.shape`)."""
+
 MAX_HEAD_DIM = 256
 
 SOFTCAP_RANGE = (2.0**-20, 2.0**40)
@@ -33,7 +36,8 @@ _ID = re.compile(
     rf"_(?P<mask>{_NAME})_(?P<regime>{_NAME})_(?P<layout>{_NAME})"
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
-    rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?:_bias-(?P<bias>{_NAME}))?"
+    r"(?P<sink>_sink)?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
@@ -66,6 +70,8 @@ class AttentionCase:
             (`head_dim ** -0.5`).
         softcap: cap of the logits (cap·tanh(logit / cap), see `semantics.py`) as an exact float64, or None: no cap.
         alibi: linear biases of the logits, one of `ALIBIS`, or None; aligned bottom-right, so not with `causal-topleft`.
+        bias: a tensor of biases of the logits, or of pairs that take part, one of `BIASES`, or None.
+        sink: whether the softmax of each query head has one more logit, in its denominator alone.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
         seed: seed of the inputs, >= 0.
 
@@ -90,6 +96,8 @@ class AttentionCase:
     scale: float | None = None
     softcap: float | None = None
     alibi: str | None = None
+    bias: str | None = None
+    sink: bool = False
     lse_grad: bool = False
     seed: int = 0
 
@@ -109,8 +117,13 @@ class AttentionCase:
                 raise TypeError(f"{name}: got {value!r}, accepted are integers >= {smallest} and None")
             if value is not None and value < smallest:
                 raise ValueError(f"{name}: got {value}, accepted are integers >= {smallest} and None")
-        if not isinstance(self.lse_grad, bool):
-            raise TypeError(f"lse_grad: got {self.lse_grad!r}, accepted are True and False")
+        for name in ("sink", "lse_grad"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, accepted are True and False")
+        if self.bias is not None and not isinstance(self.bias, str):
+            raise TypeError(f"bias: got {self.bias!r}, accepted are {', '.join(BIASES)} and None")
+        if self.bias is not None and self.bias not in BIASES:
+            raise ValueError(f"bias: got {self.bias!r}, accepted are {', '.join(BIASES)} and None")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, accepted are {', '.join(DTYPES)}")
         if self.mask not in MASKS:
@@ -172,6 +185,10 @@ class AttentionCase:
             parts.append(f"cap{self.softcap!r}")
         if self.alibi is not None:
             parts.append(f"alibi-{self.alibi}")
+        if self.bias is not None:
+            parts.append(f"bias-{self.bias}")
+        if self.sink:
+            parts.append("sink")
         if self.lse_grad:
             parts.append("dlse")
         parts.append(f"s{self.seed}")
@@ -189,10 +206,11 @@ class AttentionCase:
         if match is None:
             raise ValueError(f"case id: got {reprlib.repr(case_id)}, accepted are ids such as {example}")
         fields: dict[str, str | None] = match.groupdict()
-        words = {name: text for name in ("dtype", "mask", "regime", "layout", "alibi") if (text := fields[name]) is not None}
+        words = {name: text for name in ("dtype", "mask", "regime", "layout", "alibi", "bias") if (text := fields[name]) is not None}
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
         factors = {name: float(text) for name in ("scale", "softcap") if (text := fields[name]) is not None}
-        case = cls(**words, **numbers, **factors, lse_grad=fields["lse_grad"] is not None)  # type: ignore[arg-type]
+        flags = {name: fields[name] is not None for name in ("sink", "lse_grad")}
+        case = cls(**words, **numbers, **factors, **flags)  # type: ignore[arg-type]
         if case.id != case_id:
             raise ValueError(f"case id: got {case_id!r}, accepted is its canonical form {case.id}")
         return case
@@ -206,6 +224,11 @@ class AttentionCase:
     def value_dim(self) -> int:
         """Columns of v, out and dO."""
         return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether anything is added to logits, or to the softmax's denominator."""
+        return self.alibi is not None or self.bias not in {None, "mask"} or self.sink
 
     @property
     def softmax_scale(self) -> float:
@@ -232,6 +255,10 @@ class AttentionCase:
             found.add("softcap")
         if self.alibi is not None:
             found.add("alibi")
+        if self.bias is not None:
+            found.add("mask" if self.bias == "mask" else "bias")
+        if self.sink:
+            found.add("sink")
         if self.lse_grad:
             found.add("dlse")
         if self.layout != "contiguous":

@@ -131,12 +131,21 @@ def apply(case: AttentionCase, inputs: Inputs) -> Inputs:
         v=turn[2](inputs.v),
         dout=turn[3](inputs.dout),
         dlse=_place_rows(turn[4], inputs.dlse),
+        bias=_place_bias(turn[4], inputs.bias),
+        sink=inputs.sink,
     )
 
 
 def _place_rows(placement: Placement, dlse: torch.Tensor | None) -> torch.Tensor | None:
     """Place a tensor (B, H, N) as if it had head size 1."""
     return None if dlse is None else placement(dlse[..., None])[..., 0]
+
+
+def _place_bias(placement: Placement, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """Place a bias, whose rows are never equal; a mask, which has no NaN to surround it with, stays as it is."""
+    if bias is None or bias.dtype == torch.bool:
+        return bias
+    return contiguous(bias) if placement is expanded else placement(bias)
 
 
 def _packed(inputs: Inputs) -> Inputs:
@@ -146,4 +155,10 @@ def _packed(inputs: Inputs) -> Inputs:
     buffer = embed(torch.cat(list(together.values()), dim=1), BNHD)
     parts = torch.split(buffer, [x.shape[1] for x in together.values()], dim=1)
     placed = {name: bnhd(x) for name, x in tensors.items() if name not in together} | dict(zip(together, parts, strict=True))
-    return Inputs(**placed, dout=bnhd(inputs.dout), dlse=_place_rows(bnhd, inputs.dlse))
+    return Inputs(
+        **placed,
+        dout=bnhd(inputs.dout),
+        dlse=_place_rows(bnhd, inputs.dlse),
+        bias=_place_bias(bnhd, inputs.bias),
+        sink=inputs.sink,
+    )

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from flashverify.cases import designed_regimes, random_regimes
+from flashverify.cases import dense_bias, designed_regimes, random_regimes
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.sampling import Array, Source, Values, round_to, torch_dtype
 from flashverify.cases.tensors import Inputs
+
+HIDING_BELOW = -0.43
+"""Normal numbers below this are a third of all."""
 
 Regime = Callable[[Source], Values]
 
@@ -32,8 +36,8 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
         device: where the tensors are to be.
 
     Returns:
-        Contiguous tensors in the case's dtype. dlse is standard normal, in float32 (float64 for float64 cases), or None
-        if the case does not ask for it.
+        Contiguous tensors in the case's dtype; dlse and sinks in float32 (float64 for float64 cases). dlse and biases are
+        standard normal, sinks twice that; each is None if the case does not ask for it.
 
     Raises:
         ValueError: if there is no such regime.
@@ -46,13 +50,30 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
     def tensor(x: Array, dtype: str) -> torch.Tensor:
         return torch.from_numpy(round_to(x, dtype)).to(torch_dtype(dtype)).contiguous().to(device)
 
+    wide = "fp64" if case.dtype == "fp64" else "fp32"
     dlse = None
     if case.lse_grad:
-        dlse = tensor(source.normal("dlse", source.q_shape[:3]), "fp64" if case.dtype == "fp64" else "fp32")
+        dlse = tensor(source.normal("dlse", source.q_shape[:3]), wide)
     return Inputs(
         q=tensor(values.q, case.dtype),
         k=tensor(values.k, case.dtype),
         v=tensor(values.v, case.dtype),
         dout=tensor(values.dout, case.dtype),
         dlse=dlse,
+        bias=None if case.bias is None else _bias(case, source).to(device),
+        sink=tensor(2.0 * source.normal("sink", (1, case.heads_q, 1)), wide) if case.sink else None,
     )
+
+
+def _bias(case: AttentionCase, source: Source) -> torch.Tensor:
+    """Standard normal biases; a mask, and the infinite entries of a bias, hide about a third, and the first row altogether."""
+    stored = dense_bias.shape(case)
+    assert stored is not None
+    values = source.normal("bias", stored)
+    hides = case.bias in {"mask", "hidden"}
+    hidden = source.normal("hidden", stored) < HIDING_BELOW
+    hidden[:, :, :1] = True
+    if case.bias == "mask":
+        return torch.from_numpy(~hidden).contiguous()
+    values = round_to(values, case.dtype)
+    return torch.from_numpy(np.where(hidden & hides, -np.inf, values)).to(torch_dtype(case.dtype)).contiguous()

@@ -10,6 +10,8 @@ import torch
 FORWARD = ("out", "lse")
 BACKWARD = ("dq", "dk", "dv")
 TENSORS = FORWARD + BACKWARD
+OF_FEATURES = ("dbias", "dsink")
+"""Gradients of tensors that a case may have besides q, k and v."""
 
 
 @dataclass(slots=True)
@@ -22,6 +24,8 @@ class Inputs:
         v: (batch, heads_kv, seqlen_k, value_dim).
         dout: cotangent of out, shaped like out: (batch, heads_q, seqlen_q, value_dim).
         dlse: cotangent of lse, (batch, heads_q, seqlen_q), float32 (float64 for float64 cases), or None.
+        bias: biases of logits in the case's dtype, or which pairs take part (bool), shaped as `dense_bias.shape` says, or None.
+        sink: one more logit for each query head's denominator, (1, heads_q, 1), float32 (float64 for float64 cases), or None.
     """
 
     q: torch.Tensor
@@ -29,6 +33,8 @@ class Inputs:
     v: torch.Tensor
     dout: torch.Tensor
     dlse: torch.Tensor | None
+    bias: torch.Tensor | None = None
+    sink: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Inputs:
         """The same values on another device; strides may change, so lay the tensors out there (`layouts.apply`)."""
@@ -38,6 +44,8 @@ class Inputs:
             v=self.v.to(device),
             dout=self.dout.to(device),
             dlse=None if self.dlse is None else self.dlse.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+            sink=None if self.sink is None else self.sink.to(device),
         )
 
     def double(self) -> Inputs:
@@ -48,6 +56,8 @@ class Inputs:
             v=self.v.double(),
             dout=self.dout.double(),
             dlse=None if self.dlse is None else self.dlse.double(),
+            bias=self.bias if self.bias is None or self.bias.dtype == torch.bool else self.bias.double(),
+            sink=None if self.sink is None else self.sink.double(),
         )
 
 
@@ -61,6 +71,8 @@ class Outputs:
         dq: gradient with respect to q, shaped like q.
         dk: gradient with respect to k, shaped like k (summed over the query heads of a group).
         dv: gradient with respect to v, shaped like v.
+        dbias: gradient with respect to a bias, shaped like it, or None: there is none, or it is a mask.
+        dsink: gradient with respect to the sinks, (1, heads_q, 1), or None.
     """
 
     out: torch.Tensor
@@ -68,8 +80,12 @@ class Outputs:
     dq: torch.Tensor
     dk: torch.Tensor
     dv: torch.Tensor
+    dbias: torch.Tensor | None = None
+    dsink: torch.Tensor | None = None
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and tensor, in the order of `TENSORS`."""
-        for name in TENSORS:
-            yield name, getattr(self, name)
+        """Name and tensor, in the order of `TENSORS`, then those `OF_FEATURES` that there are."""
+        for name in (*TENSORS, *OF_FEATURES):
+            tensor = getattr(self, name)
+            if tensor is not None or name in TENSORS:
+                yield name, tensor

@@ -1,7 +1,7 @@
 """The rigorous oracle: attention and its gradients in ball arithmetic (Johansson, Arb, IEEE Trans. Computers 66, 2017).
 
     X = scale·QKᵀ,   S = X or, with a softcap, cap·tanh(X / cap);   the biases added with alibi
-    c_i = an exact point at the largest visible S_ij,   lse_i = c_i + ln sum_j exp(S_ij - c_i)
+    c_i = an exact point at the largest visible S_ij,   lse_i = c_i + ln sum_j exp(S_ij - c_i)      (a sink is one more S_ij)
 
 and the backward pass of `flashverify.oracles`. Every intermediate is a ball that holds the exact value, whatever the
 rounding, so that the result's radius is a proof. The shift by c_i keeps ln's argument between 1 and seqlen_k. Where
@@ -15,6 +15,7 @@ claimed, never something false.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -23,9 +24,10 @@ from typing import Any, TypeAlias
 import torch
 from flint import arb, arb_mat, ctx
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
-from flashverify.cases.tensors import TENSORS, Inputs, Outputs
+from flashverify.cases.tensors import OF_FEATURES, TENSORS, Inputs, Outputs
 from flashverify.oracles.enclosure import EnclosedTensor, Enclosure, enclosed_tensor, is_sharp
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -43,8 +45,9 @@ PRECISION_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """One query head's tensors, as matrices and lists of exact balls; out, lse and biases only where there are any."""
+    """One query head's tensors, as matrices and lists of exact balls; out, lse, biases and a sink only where there are any."""
 
+    sees: list[list[bool]]
     q: Matrix
     k: Matrix
     v: Matrix
@@ -53,6 +56,7 @@ class _Head:
     out: Matrix | None
     lse: list[Arb] | None
     bias: Matrix | None
+    sink: Arb | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,8 @@ def attention(case: AttentionCase, inputs: Inputs, precision: int = PRECISION, l
     Raises:
         ValueError: if inputs have other shapes than the case, or precision is less than 2.
     """
-    found = _enclose(case, inputs, None, TENSORS, precision, limit)
+    features = [name for name, has in zip(OF_FEATURES, _has_gradients(inputs), strict=True) if has]
+    found = _enclose(case, inputs, None, (*TENSORS, *features), precision, limit)
     return Enclosure(
         mid=Outputs(**{name: tensor.mid for name, tensor in found.items()}),
         radius=Outputs(**{name: tensor.radius for name, tensor in found.items()}),
@@ -127,21 +132,54 @@ def _enclose(
     if precision < 2:
         raise ValueError(f"precision: got {precision}, accepted are integers >= 2")
     require_inputs(case, inputs)
-    sees = [[visible(case, i, j) for j in range(case.seqlen_k)] for i in range(case.seqlen_q)]
     slices: dict[str, list[EnclosedTensor]] = {name: [] for name in names}
     for b in range(case.batch):
         for g in range(case.heads_kv):
-            heads = [_read(case, inputs, given, sees, b, h) for h in range(case.heads_q) if key_head(case, h) == g]
+            heads = [_read(case, inputs, given, b, h) for h in range(case.heads_q) if key_head(case, h) == g]
             # No precision helps where the inputs themselves have no value.
             hopeless = any(not _is_finite(head) for head in heads)
 
             def compute(heads: list[_Head] = heads) -> dict[str, _Sum]:
-                return _group(case, sees, heads, backward="dq" in names)
+                return _group(case, heads, backward="dq" in names)
 
             found = _sharpen(compute, names, precision, precision if hopeless else limit)
             for name in names:
                 slices[name].append(found[name])
-    return {name: _assemble(case, name, parts) for name, parts in slices.items()}
+    return {
+        name: (_summed if name in OF_FEATURES else _assemble)(case, name, parts) for name, parts in slices.items()
+    }
+
+
+def _has_gradients(inputs: Inputs) -> tuple[bool, bool]:
+    """Whether there are gradients of a bias, and of a sink."""
+    return inputs.bias is not None and inputs.bias.dtype != torch.bool, inputs.sink is not None
+
+
+def _summed(case: AttentionCase, name: str, parts: list[EnclosedTensor]) -> EnclosedTensor:
+    """dbias or dsink, from enclosures of what each pair of a query and a key, or each query row, contributes.
+
+    Sums of midpoints are rounded once (`math.fsum`), upwards by less than an ulp; so are those of radii.
+    """
+    rows = (case.batch, case.heads_q, case.seqlen_q)
+    shape = dense_bias.shape(case) if name == "dbias" else (1, case.heads_q, 1)
+    assert shape is not None
+    whole = (*rows, case.seqlen_k) if name == "dbias" else rows
+    over = [axis for axis, (kept, size) in enumerate(zip(shape, whole, strict=True)) if kept == 1 != size]
+    kept_axes = [axis for axis in range(len(whole)) if axis not in over]
+
+    def lines(values: list[torch.Tensor]) -> list[list[float]]:
+        nothing = torch.empty(0, dtype=torch.float64)
+        table = torch.cat([nothing, *values]).reshape(whole).permute(*kept_axes, *over)
+        count = math.prod(whole[axis] for axis in over)
+        return table.reshape(math.prod(shape), count).tolist()
+
+    mids = [math.fsum(line) for line in lines([part.mid for part in parts])]
+    radii = [
+        math.nextafter(math.fsum(line), math.inf) + (math.ulp(mid) if over and math.isfinite(mid) else 0.0)
+        for line, mid in zip(lines([part.radius for part in parts]), mids, strict=True)
+    ]
+    mid, radius = (torch.tensor(values, dtype=torch.float64).reshape(shape) for values in (mids, radii))
+    return EnclosedTensor(mid, radius)
 
 
 def _sharpen(
@@ -156,10 +194,13 @@ def _sharpen(
         precision *= 2
 
 
-def _group(case: AttentionCase, sees: list[list[bool]], heads: list[_Head], *, backward: bool) -> dict[str, _Sum]:
-    """All outputs of the query heads that share a key head: out, lse, dq by head, dk and dv summed; flat, row-major."""
+def _group(case: AttentionCase, heads: list[_Head], *, backward: bool) -> dict[str, _Sum]:
+    """All outputs of the query heads that share a key head: out, lse, dq by head, dk and dv summed; flat, row-major.
+
+    dbias is what each pair contributes to it, and dsink what each row does.
+    """
     scale = arb(case.softmax_scale)
-    values: dict[str, list[Arb]] = {name: [] for name in TENSORS}
+    values: dict[str, list[Arb]] = {name: [] for name in (*TENSORS, *OF_FEATURES)}
     dk, dv = arb_mat(case.seqlen_k, case.head_dim), arb_mat(case.seqlen_k, case.value_dim)
     for head in heads:
         x = (head.q * head.k.transpose()) * scale
@@ -167,58 +208,69 @@ def _group(case: AttentionCase, sees: list[list[bool]], heads: list[_Head], *, b
         s = s if head.bias is None else s + head.bias
         out, lse = head.out, head.lse
         if out is None or lse is None:
-            out, lse = _softmax_product(sees, s, head.v)
+            out, lse = _softmax_product(head, s)
         values["out"] += out.entries()
         values["lse"] += lse
         if backward:
             slope = None if case.softcap is None else _entrywise(x, lambda entry: cap_slope_scalar(case, entry, arb.sech))
-            p, ds = _score_gradient(sees, s, slope, head, out, lse)
+            p, ds, of_logits, of_sink = _score_gradient(s, slope, head, out, lse)
+            values["dbias"] += of_logits
+            values["dsink"] += of_sink
             values["dq"] += ((ds * head.k) * scale).entries()
             dk += (ds.transpose() * head.q) * scale
             dv += p.transpose() * head.dout
     values["dk"], values["dv"] = dk.entries(), dv.entries()
     terms = _magnitudes(case, heads)
-    return {name: _Sum(values[name], terms[name]) for name in TENSORS}
+    return {name: _Sum(values[name], terms[name]) for name in values}
 
 
 def _entrywise(matrix: Matrix, function: Callable[[Arb], Arb]) -> Matrix:
     return arb_mat(matrix.nrows(), matrix.ncols(), [function(entry) for entry in matrix.entries()])
 
 
-def _softmax_product(sees: list[list[bool]], s: Matrix, v: Matrix) -> tuple[Matrix, list[Arb]]:
+def _softmax_product(head: _Head, s: Matrix) -> tuple[Matrix, list[Arb]]:
     """One head's out and lse."""
     weights, lse = [], []
-    for i, row in enumerate(sees):
-        if not any(row):
+    sink = [] if head.sink is None else [head.sink]
+    for i, row in enumerate(head.sees):
+        if not any(row) and not sink:
             weights += [arb(0)] * len(row)
             lse.append(arb.neg_inf())
             continue
-        point = max(s[i, j].mid() for j, seen in enumerate(row) if seen)
+        point = max([*(s[i, j].mid() for j, seen in enumerate(row) if seen), *sink])
         terms = [(s[i, j] - point).exp() if seen else arb(0) for j, seen in enumerate(row)]
-        total = sum(terms, arb(0))
+        total = sum([*terms, *((one - point).exp() for one in sink)], arb(0))
         weights += [term / total for term in terms]
         lse.append(point + total.log())
-    return arb_mat(s.nrows(), s.ncols(), weights) * v, lse
+    return arb_mat(s.nrows(), s.ncols(), weights) * head.v, lse
 
 
 def _score_gradient(
-    sees: list[list[bool]], s: Matrix, slope: Matrix | None, head: _Head, out: Matrix, lse: list[Arb]
-) -> tuple[Matrix, Matrix]:
-    """P and dS of one head; dS is the gradient by X, through the cap's slope where there is one."""
+    s: Matrix, slope: Matrix | None, head: _Head, out: Matrix, lse: list[Arb]
+) -> tuple[Matrix, Matrix, list[Arb], list[Arb]]:
+    """P and dS of one head, and the gradients by its logits and, row by row, by its sink.
+
+    dS is the gradient by X, through the cap's slope where there is one; that by a logit is not.
+    """
     dp = head.dout * head.v.transpose()
-    p, ds = [], []
-    for i, row in enumerate(sees):
+    p, ds, of_logits, of_sink = [], [], [], []
+    for i, row in enumerate(head.sees):
         if lse[i] == arb.neg_inf():
             p += [arb(0)] * len(row)
             ds += [arb(0)] * len(row)
+            of_logits += [arb(0)] * len(row)
+            of_sink.append(arb(0))
             continue
         delta = sum((head.dout[i, d] * out[i, d] for d in range(out.ncols())), arb(0))
         for j, seen in enumerate(row):
             p.append((s[i, j] - lse[i]).exp() if seen else arb(0))
             ds.append(p[-1] * (dp[i, j] - delta + head.dlse[i]) if seen else arb(0))
+            of_logits.append(ds[-1])
             if seen and slope is not None:
-                ds[-1] *= slope[i, j]
-    return arb_mat(s.nrows(), s.ncols(), p), arb_mat(s.nrows(), s.ncols(), ds)
+                ds[-1] = ds[-1] * slope[i, j]
+        if head.sink is not None:
+            of_sink.append((head.sink - lse[i]).exp() * (head.dlse[i] - delta))
+    return arb_mat(s.nrows(), s.ncols(), p), arb_mat(s.nrows(), s.ncols(), ds), of_logits, of_sink
 
 
 def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
@@ -232,6 +284,7 @@ def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
     dlse = max(_largest(head.dlse) for head in heads)
     scale = abs(arb(case.softmax_scale))
     bias = max(arb(0) if head.bias is None else _largest(head.bias.entries()) for head in heads)
+    bias += max(arb(0) if head.sink is None else abs(head.sink) for head in heads)
     ds = case.value_dim * dout * (v + out) + dlse
     rows = len(heads) * case.seqlen_q
     return {
@@ -240,6 +293,8 @@ def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
         "dq": scale * case.seqlen_k * ds * k,
         "dk": scale * rows * ds * q,
         "dv": rows * dout,
+        "dbias": ds,
+        "dsink": ds,
     }
 
 
@@ -251,16 +306,20 @@ def _read(
     case: AttentionCase,
     inputs: Inputs,
     given: tuple[torch.Tensor, torch.Tensor] | None,
-    sees: list[list[bool]],
     b: int,
     h: int,
 ) -> _Head:
     """One query head's tensors as exact balls, with zero for keys that no row sees."""
     g = key_head(case, h)
+    sees = [
+        [visible(case, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j) for j in range(case.seqlen_k)]
+        for i in range(case.seqlen_q)
+    ]
     unseen = torch.tensor([not any(row[j] for row in sees) for j in range(case.seqlen_k)], dtype=torch.bool)
     k, v = (_float64(x[b, g]).masked_fill(unseen[:, None], 0.0) for x in (inputs.k, inputs.v))
     dlse = torch.zeros(case.seqlen_q) if inputs.dlse is None else inputs.dlse[b, h]
     return _Head(
+        sees=sees,
         q=_matrix(inputs.q[b, h]),
         k=_matrix(k),
         v=_matrix(v),
@@ -268,14 +327,21 @@ def _read(
         dlse=_matrix(dlse[:, None]).entries(),
         out=None if given is None else _matrix(given[0][b, h]),
         lse=None if given is None else _matrix(given[1][b, h, :, None]).entries(),
-        bias=None if case.alibi is None else _biases(case, b, h),
+        bias=None if case.alibi is None and inputs.bias is None else _biases(case, inputs, sees, b, h),
+        sink=None if inputs.sink is None else arb(inputs.sink[0, h, 0].item()),
     )
 
 
-def _biases(case: AttentionCase, b: int, h: int) -> Matrix:
-    """One query head's biases, exact: `arb_mat` takes float64 numbers without rounding."""
+def _biases(case: AttentionCase, inputs: Inputs, sees: list[list[bool]], b: int, h: int) -> Matrix:
+    """What is added to one query head's logits, exact (`arb` takes a float64 without rounding); 0 for pairs that are hidden."""
+
+    def added(i: int, j: int) -> Arb:
+        if not sees[i][j]:
+            return arb(0)
+        return arb(alibi_scalar(case, b, h, i, j)) + arb(dense_bias.added_scalar(inputs, b, h, i, j))
+
     pairs = product(range(case.seqlen_q), range(case.seqlen_k))
-    return arb_mat(case.seqlen_q, case.seqlen_k, [alibi_scalar(case, b, h, i, j) for i, j in pairs])
+    return arb_mat(case.seqlen_q, case.seqlen_k, [added(i, j) for i, j in pairs])
 
 
 def _float64(tensor: torch.Tensor) -> torch.Tensor:

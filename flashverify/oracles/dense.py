@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import torch
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
@@ -31,13 +32,17 @@ def forward(case: AttentionCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
         ValueError: if inputs have other shapes than the case.
     """
     require_inputs(case, inputs)
-    heads, seen = _heads(case, inputs.q.device), _visible(case, inputs.q.device)
+    heads, seen = _heads(case, inputs.q.device), _visible(case, inputs)
     q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
-    scores = _biased(case, capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))).masked_fill(~seen, -torch.inf)
+    scores = _biased(case, inputs, capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))).masked_fill(~seen, -torch.inf)
     maximum = scores.amax(-1) if case.seqlen_k else scores.new_full(scores.shape[:-1], -torch.inf)
+    if inputs.sink is not None:
+        maximum = torch.maximum(maximum, inputs.sink.double())
     maximum = torch.where(maximum == -torch.inf, 0.0, maximum)
     weights = torch.exp(scores - maximum[..., None])
     total = weights.sum(-1)
+    if inputs.sink is not None:
+        total = total + torch.exp(inputs.sink.double() - maximum)
     out = (weights @ _finite(v)) / torch.where(total == 0, 1.0, total)[..., None]
     return _poison(out, seen, v), maximum + torch.log(total)
 
@@ -55,9 +60,9 @@ def backward(
     heads = _heads(case, inputs.q.device)
     q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
     dout, out, lse = inputs.dout.double(), out.double(), lse.double()
-    seen = _visible(case, inputs.q.device) & (lse != -torch.inf)[..., None]
+    seen = _visible(case, inputs) & (lse != -torch.inf)[..., None]
     x = case.softmax_scale * (q @ k.transpose(-2, -1))
-    scores = _biased(case, capped(case, x))
+    scores = _biased(case, inputs, capped(case, x))
     p = torch.where(seen, torch.exp(scores - lse[..., None]), 0.0)
     delta = (dout * out).sum(-1)[..., None]
     ds = dout @ v.transpose(-2, -1) - delta
@@ -87,13 +92,18 @@ def _heads(case: AttentionCase, device: torch.device) -> torch.Tensor:
     return torch.tensor([key_head(case, h) for h in range(case.heads_q)], device=device)
 
 
-def _visible(case: AttentionCase, device: torch.device) -> torch.Tensor:
-    """Visibility of every pair, bool (seqlen_q, seqlen_k)."""
-    return visible_mask(case, torch.arange(case.seqlen_q, device=device), torch.arange(case.seqlen_k, device=device))
+def _visible(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
+    """Visibility of every pair, bool, (batch, heads_q, seqlen_q, seqlen_k) or the last two of them."""
+    rows, columns = (torch.arange(length, device=inputs.q.device) for length in (case.seqlen_q, case.seqlen_k))
+    seen, bias = visible_mask(case, rows, columns), dense_bias.expanded(case, inputs)
+    return seen if bias is None else seen & dense_bias.shown(bias)
 
 
-def _biased(case: AttentionCase, scores: torch.Tensor) -> torch.Tensor:
-    """Capped scores (batch, heads_q, seqlen_q, seqlen_k) with the biases added; themselves without alibi."""
+def _biased(case: AttentionCase, inputs: Inputs, scores: torch.Tensor) -> torch.Tensor:
+    """Capped scores (batch, heads_q, seqlen_q, seqlen_k) with the biases added; themselves where there are none."""
+    bias = dense_bias.expanded(case, inputs)
+    if bias is not None:
+        scores = scores + dense_bias.added(bias)
     if case.alibi is None:
         return scores
     rows, columns = (torch.arange(length, device=scores.device) for length in (case.seqlen_q, case.seqlen_k))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import Inputs, Outputs
@@ -47,14 +48,17 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
         out, lse = _zeros(inputs.dout.shape), _zeros(inputs.q.shape[:3])
         for b, h, i in np.ndindex(*lse.shape):
             g = key_head(case, h)
-            keys = [j for j in range(case.seqlen_k) if visible(case, i, j)]
-            if not keys:
+            keys = [j for j in range(case.seqlen_k) if visible(case, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j)]
+            sink = [] if inputs.sink is None else [mpmath.mpf(inputs.sink[0, h, 0].item())]
+            if not keys and not sink:
                 lse[b, h, i] = mpmath.ninf
                 continue
             s = {j: capped_scalar(case, scale * mpmath.fdot(q[b, h, i], k[b, g, j]), mpmath.tanh) for j in keys}
             if case.alibi is not None:
                 s = {j: s[j] + alibi_scalar(case, b, h, i, j) for j in keys}
-            lse[b, h, i] = mpmath.log(mpmath.fsum(mpmath.exp(s[j]) for j in keys))
+            if inputs.bias is not None:
+                s = {j: s[j] + dense_bias.added_scalar(inputs, b, h, i, j) for j in keys}
+            lse[b, h, i] = mpmath.log(mpmath.fsum(mpmath.exp(x) for x in (*s.values(), *sink)))
             p = [mpmath.exp(s[j] - lse[b, h, i]) for j in keys]
             for d in range(case.value_dim):
                 out[b, h, i, d] = mpmath.fdot(p, [v[b, g, j, d] for j in keys])
@@ -82,12 +86,14 @@ def exact_backward(
             g = key_head(case, h)
             delta = mpmath.fdot(dout[b, h, i], out[b, h, i])
             for j in range(case.seqlen_k):
-                if not visible(case, i, j):
+                if not (visible(case, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j)):
                     continue
                 x = scale * mpmath.fdot(q[b, h, i], k[b, g, j])
                 s = capped_scalar(case, x, mpmath.tanh)
                 if case.alibi is not None:
                     s += alibi_scalar(case, b, h, i, j)
+                if inputs.bias is not None:
+                    s += dense_bias.added_scalar(inputs, b, h, i, j)
                 p = mpmath.exp(s - lse[b, h, i])
                 ds = p * (mpmath.fdot(dout[b, h, i], v[b, g, j]) - delta + dlse[b, h, i])
                 ds *= cap_slope_scalar(case, x, mpmath.sech)

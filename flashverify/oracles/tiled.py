@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import torch
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
@@ -33,8 +34,10 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
     require_inputs(case, inputs)
     _require_tile(tile_elements)
     q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
-    slopes = alibi_slope_tensor(case, q.device)
+    slopes, bias = alibi_slope_tensor(case, q.device), dense_bias.expanded(case, inputs)
     out, lse = q.new_zeros(inputs.dout.shape), torch.full_like(q[..., 0], -torch.inf)
+    if inputs.sink is not None:
+        lse = lse.logaddexp(inputs.sink.double())
     for b, g, members in _groups(case):
         stacked_q = q[b, members].reshape(-1, case.head_dim)
         values, wild = _tame(v[b, g])
@@ -43,11 +46,19 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
         for rows, sees in _tiles(case, len(members), q.device, tile_elements):
             scores = capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))
             scores = _biased(case, scores, slopes[b, members], rows)
+            block = None if bias is None else _block(case, bias, b, members, rows)
+            if block is not None:
+                sees, scores = sees & dense_bias.shown(block), scores.add_(dense_bias.added(block))
             scores = torch.where(sees, scores, -torch.inf)
             top = scores.max(dim=1, keepdim=True).values
+            sinks = _sinks(case, inputs, members, rows)
+            if sinks is not None:
+                top = torch.maximum(top, sinks)
             top = torch.where(torch.isneginf(top), 0.0, top)
             weights = scores.sub_(top).exp_()
             length = weights.sum(dim=1, keepdim=True)
+            if sinks is not None:
+                length = length + (sinks - top).exp()
             tile = (weights @ values).div_(torch.where(length == 0, 1.0, length))
             if wild is not None:
                 tile[sees.double() @ wild > 0] = torch.nan
@@ -72,7 +83,7 @@ def backward(
     q, k, v, dout = inputs.q.double(), inputs.k.double(), inputs.v.double(), inputs.dout.double()
     delta, lse = (dout * out.double()).sum(dim=-1), lse.double()
     dlse = torch.zeros_like(lse) if inputs.dlse is None else inputs.dlse.double()
-    slopes = alibi_slope_tensor(case, q.device)
+    slopes, bias = alibi_slope_tensor(case, q.device), dense_bias.expanded(case, inputs)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for b, g, members in _groups(case):
         stacked_q, stacked_dout = (x[b, members].flatten(0, 1) for x in (q, dout))
@@ -85,7 +96,11 @@ def backward(
             alive = sees & ~torch.isneginf(stacked_lse[rows])
             x = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)
             slope = None if case.softcap is None else cap_slope(case, x)
-            p = _biased(case, capped(case, x), slopes[b, members], rows).sub_(stacked_lse[rows]).exp_()
+            scores = _biased(case, capped(case, x), slopes[b, members], rows)
+            if bias is not None:
+                block = _block(case, bias, b, members, rows)
+                alive, scores = alive & dense_bias.shown(block), scores.add_(dense_bias.added(block))
+            p = scores.sub_(stacked_lse[rows]).exp_()
             p = torch.where(alive, p, 0.0)
             ds = (stacked_dout[rows] @ v[b, g].T).sub_(stacked_delta[rows]).add_(stacked_dlse[rows])
             if slope is not None:
@@ -102,6 +117,42 @@ def backward(
     return dq, dk, dv
 
 
+def feature_gradients(
+    case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """dbias and dsink (`Outputs`) for the given out and lse, float64; None where a case has none.
+
+    Of a bias: P (dP - D + dlse), summed over what it is broadcast over. Of a sink: exp(sink - lse) (dlse - D), summed over rows
+    and batch entries. Whole matrices: memory for a few of them.
+
+    Raises:
+        ValueError: if a tensor has another shape than the case says.
+    """
+    require_inputs(case, inputs)
+    require_forward(case, out, lse)
+    lse = lse.double()
+    rest = -(inputs.dout.double() * out.double()).sum(-1)
+    if inputs.dlse is not None:
+        rest = rest + inputs.dlse.double()
+    dbias = dsink = None
+    if inputs.sink is not None:
+        shares = torch.where(torch.isneginf(lse), 0.0, (inputs.sink.double() - lse).exp())
+        dsink = (shares * rest).sum((0, 2))[None, :, None]
+    bias = dense_bias.expanded(case, inputs)
+    if bias is not None and bias.dtype != torch.bool:
+        heads = torch.tensor([key_head(case, h) for h in range(case.heads_q)], device=lse.device)
+        q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
+        rows, columns = (torch.arange(size, device=lse.device) for size in (case.seqlen_q, case.seqlen_k))
+        scores = capped(case, case.softmax_scale * (q @ k.mT))
+        if case.alibi is not None:
+            scores = scores + alibi_bias(case, alibi_slope_tensor(case, lse.device)[..., None, None], rows, columns)
+        seen = visible_mask(case, rows, columns) & dense_bias.shown(bias) & ~torch.isneginf(lse)[..., None]
+        p = torch.where(seen, (scores + dense_bias.added(bias) - lse[..., None]).exp(), 0.0)
+        gradient = torch.where(seen, p * (inputs.dout.double() @ v.mT + rest[..., None]), 0.0)
+        dbias = dense_bias.summed(case, gradient)
+    return dbias, dsink
+
+
 def attention(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEMENTS) -> Outputs:
     """Forward and backward end to end, float64 on the inputs' device.
 
@@ -109,7 +160,8 @@ def attention(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELE
         ValueError: if inputs have other shapes than the case, or tile_elements is less than 1.
     """
     out, lse = forward(case, inputs, tile_elements)
-    return Outputs(out, lse, *backward(case, inputs, out, lse, tile_elements))
+    gradients = backward(case, inputs, out, lse, tile_elements)
+    return Outputs(out, lse, *gradients, *feature_gradients(case, inputs, out, lse))
 
 
 def _require_tile(tile_elements: int) -> None:
@@ -143,6 +195,21 @@ def _biased(case: AttentionCase, scores: torch.Tensor, slopes: torch.Tensor, row
     stacked = torch.arange(rows.start, rows.stop, device=scores.device)
     columns = torch.arange(case.seqlen_k, device=scores.device)
     return scores.add_(alibi_bias(case, slopes[stacked // case.seqlen_q, None], stacked % case.seqlen_q, columns))
+
+
+def _block(case: AttentionCase, bias: torch.Tensor, b: int, members: list[int], rows: slice) -> torch.Tensor:
+    """Rows of the stacked heads of a bias (batch, heads_q, seqlen_q, seqlen_k)."""
+    stacked = torch.arange(rows.start, rows.stop, device=bias.device)
+    heads = torch.tensor(members, device=bias.device)
+    return bias[b, heads[stacked // case.seqlen_q], stacked % case.seqlen_q]
+
+
+def _sinks(case: AttentionCase, inputs: Inputs, members: list[int], rows: slice) -> torch.Tensor | None:
+    """The sink of each row of the stacked heads, float64 (rows, 1), or None."""
+    if inputs.sink is None:
+        return None
+    heads = torch.tensor(members, device=inputs.sink.device)
+    return inputs.sink.double()[0, heads].repeat_interleave(case.seqlen_q, 0)[rows]
 
 
 def _tame(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
