@@ -64,6 +64,10 @@ class FunctionKernel:
             return "soft cap"
         if case.alibi is not None:
             return "linear biases"
+        if case.bias is not None:
+            return "biases or masks as tensors"
+        if case.sink:
+            return "attention sinks"
         if case.mask == "causal" and case.seqlen_q != case.seqlen_k:
             return "bottom-right causal mask with seqlen_q != seqlen_k"
         if case.lse_grad and not self.returns_lse:

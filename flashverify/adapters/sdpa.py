@@ -66,6 +66,8 @@ class SdpaKernel:
             ("window" in case.features, "sliding window"),
             (case.softcap is not None, "soft cap"),
             (case.alibi is not None, "linear biases"),
+            (case.bias is not None, "biases or masks as tensors"),
+            (case.sink, "attention sinks"),
             ("head-dim-v" in case.features, "head size of v other than that of k"),
             (case.group_size > 1, "grouped heads"),
             (case.lse_grad, "gradient of lse"),

@@ -206,7 +206,9 @@ class AttentionCase:
         if match is None:
             raise ValueError(f"case id: got {reprlib.repr(case_id)}, accepted are ids such as {example}")
         fields: dict[str, str | None] = match.groupdict()
-        words = {name: text for name in ("dtype", "mask", "regime", "layout", "alibi", "bias") if (text := fields[name]) is not None}
+        words = {
+            name: text for name in ("dtype", "mask", "regime", "layout", "alibi", "bias") if (text := fields[name]) is not None
+        }
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
         factors = {name: float(text) for name in ("scale", "softcap") if (text := fields[name]) is not None}
         flags = {name: fields[name] is not None for name in ("sink", "lse_grad")}

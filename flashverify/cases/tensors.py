@@ -61,6 +61,11 @@ class Inputs:
         )
 
 
+def has_gradients(inputs: Inputs) -> tuple[bool, bool]:
+    """Whether there are gradients of a bias (a mask has none), and of sinks."""
+    return inputs.bias is not None and inputs.bias.dtype != torch.bool, inputs.sink is not None
+
+
 @dataclass(slots=True)
 class Outputs:
     """One tensor for each output of a case: a kernel's values, an oracle's truth, a radius or a budget.

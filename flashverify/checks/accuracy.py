@@ -1,6 +1,6 @@
 """Accuracy: every element of every tensor lies within the hard budget of the kernel's own contract.
 
-    |X^ - X*| + rho <= B_X   for X in out, lse (forward), dq, dk, dv (modular and end-to-end)
+    |X^ - X*| + rho <= B_X   for X in out, lse (forward), dq, dk, dv, dbias, dsink (modular and end-to-end)
 
 X* is the float64 oracle's, rho its a-priori error: the same bound with the oracle's own contract (docs/numerics.md). Modular:
 the backward pass as a function of the kernel's own out and lse, where it is one (`Kernel.saves_outputs`). End-to-end: from the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flashverify.cases.tensors import BACKWARD, FORWARD
+from flashverify.cases.tensors import BACKWARD, FORWARD, OF_FEATURES
 from flashverify.checks.comparison import Comparison, judge, measure
 from flashverify.checks.examination import Examination
 from flashverify.checks.reference import Reference, end_to_end, is_usable, modular
@@ -43,13 +43,15 @@ def _against(examination: Examination, reference: Reference) -> Iterator[Compari
     has_lse = examination.kernel.returns_lse
     yield from _compare(examination, reference, "forward", FORWARD if has_lse else FORWARD[:1])
     if has_lse and examination.kernel.saves_outputs and is_usable(examination, reference):
-        yield from _compare(examination, modular(examination), "modular", BACKWARD)
-    yield from _compare(examination, reference, "end-to-end", BACKWARD)
+        yield from _compare(examination, modular(examination), "modular", (*BACKWARD, *OF_FEATURES))
+    yield from _compare(examination, reference, "end-to-end", (*BACKWARD, *OF_FEATURES))
 
 
 def _compare(examination: Examination, reference: Reference, mode: str, tensors: tuple[str, ...]) -> Iterator[Comparison]:
     contract = examination.contract
     for name in tensors:
+        if getattr(reference.truth, name) is None:
+            continue
         yield Comparison(
             tensor=name,
             mode=mode,
@@ -57,5 +59,5 @@ def _compare(examination: Examination, reference: Reference, mode: str, tensors:
             truth=getattr(reference.truth, name),
             radius=getattr(reference.radius, name),
             budget=getattr(reference.budget, name),
-            format=contract.accumulator if name == "lse" else contract.stored,
+            format=contract.accumulator if name in {"lse", "dsink"} else contract.stored,
         )

@@ -11,7 +11,7 @@ import torch
 from flashverify.adapters.kernel import Kernel, KernelDefectError
 from flashverify.cases import layouts, regimes
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.cases.tensors import OF_FEATURES, Inputs, Outputs, has_gradients
 from flashverify.checks.inference import inferred_contract
 from flashverify.checks.stopwatch import Stopwatch
 from flashverify.numerics.axioms.arithmetic import Arithmetic
@@ -127,7 +127,11 @@ class Examination:
     def _require_form(self, outputs: Outputs) -> None:
         dtype, given = TORCH_DTYPES[self.case.dtype], self.inputs
         gradients = {"dq": given.q.shape, "dk": given.k.shape, "dv": given.v.shape}
+        gradients |= {f"d{name}": x.shape for name, x in (("bias", given.bias), ("sink", given.sink)) if x is not None}
         shapes = {"out": given.dout.shape, "lse": given.dout.shape[:3], **gradients}
+        wanted = {name for name, has in zip(OF_FEATURES, has_gradients(given), strict=True) if has}
+        for name in wanted - {name for name, _ in outputs.items()}:
+            raise KernelDefectError(f"{name}: the kernel gives none")
         of_lse = (torch.float64,) if dtype == torch.float64 else (torch.float32, torch.float64)
         for name, tensor in outputs.items():
             if name == "lse" and not self.kernel.returns_lse:
@@ -136,7 +140,7 @@ class Examination:
                 raise KernelDefectError(f"{name}: got {type(tensor).__name__}, accepted are tensors")
             if tensor.shape != shapes[name]:
                 raise KernelDefectError(f"{name}: got shape {tuple(tensor.shape)}, accepted is {tuple(shapes[name])}")
-            accepted = of_lse if name == "lse" else (dtype,)
+            accepted = of_lse if name in {"lse", "dsink"} else (dtype,)
             if tensor.dtype not in accepted:
                 raise KernelDefectError(f"{name}: got {tensor.dtype}, accepted is {' or '.join(map(str, accepted))}")
             if tensor.device != given.q.device:
@@ -145,7 +149,8 @@ class Examination:
 
 def _named(inputs: Inputs) -> list[tuple[str, torch.Tensor]]:
     named = [("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("dout", inputs.dout)]
-    return named if inputs.dlse is None else [*named, ("dlse", inputs.dlse)]
+    optional = (("dlse", inputs.dlse), ("bias", inputs.bias), ("sink", inputs.sink))
+    return [*named, *((name, tensor) for name, tensor in optional if tensor is not None)]
 
 
 def _memory(tensor: torch.Tensor) -> torch.Tensor:

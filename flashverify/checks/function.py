@@ -1,6 +1,6 @@
 """Function: the kernel's float64 instantiation computes exact attention, where rounding cannot hide anything.
 
-    |X64 - mid| <= radius + B64      for X in out, lse, dq, dk, dv
+    |X64 - mid| <= radius + B64      for X in out, lse, dq, dk, dv, dbias, dsink
 
 The enclosure mid ± radius is rigorous: Arb balls where the case is small enough, else the float64 oracle with its proven
 a-priori error. B64 is the hard budget of the float64 contract. Low-precision cases are checked too, with the same input values

@@ -8,7 +8,7 @@ IMA J. Numer. Anal. 41, 2021):
     W_ij = P_ij (1 + a_ij + Σ_j P_ij a_ij),  a = |scale|·|Q||K|ᵀ      a weight and its sensitivity to relative errors
     |out| -> W|V|        |lse| -> |lse| + Σ_j P_ij a_ij
     G_ij = W_ij (|dO||V|ᵀ + |dO|·(P|V|) + |dlse|) + P_ij |dO|·(W|V|)
-    |dq| -> |scale| G|K|      |dk| -> |scale| Gᵀ|Q|      |dv| -> Wᵀ|dO|
+    |dq| -> |scale| G|K|      |dk| -> |scale| Gᵀ|Q|      |dv| -> Wᵀ|dO|      |dbias|, |dsink| -> sums of G
 
 With a soft cap c and t = tanh(X / c): a_ij is multiplied by 1 - t² and grows by c|t|, the roundings of tanh itself; G_ij is
 multiplied by 1 - t², and grows by P_ij (|dO||V|ᵀ + ...) times what X does to 1 - t², 2|t|(1 - t²)|scale|·|Q||K|ᵀ / c.
@@ -22,6 +22,7 @@ import torch
 
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.numerics.pairs import PairSums
 from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes, by_lane
 
 
@@ -47,6 +48,7 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
     dlse = torch.zeros_like(known_lse) if inputs.dlse is None else by_lane(case, inputs.dlse).abs()
     out, dq, of_lse = torch.zeros_like(lanes.dout), torch.zeros_like(lanes.q), known_lse.abs()
     dk, dv = torch.zeros_like(lanes.k), torch.zeros_like(lanes.v)
+    pairs = PairSums.of(lanes)
     for tile in lanes.tiles(tile_elements):
         take, put = tile.place.take, tile.place.put
         raw = scale * tile.score_magnitude
@@ -62,6 +64,7 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         delta = (dout * (p @ tile.v.abs())).sum(-1, keepdim=True)
         gradient = weight * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
         gradient = gradient + p * (dout * row_out).sum(-1, keepdim=True)
+        pairs.put(tile.place, gradient)
         if cap is not None:
             plain = p * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
             gradient = gradient * cap.slope + plain * cap.slope * 2.0 * cap.tanh.abs() * raw / cap.size
@@ -75,6 +78,8 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         out=out.reshape(*queries, case.value_dim),
         lse=of_lse.reshape(queries),
         dq=dq.reshape(*queries, case.head_dim),
-        dk=dk.reshape(*keys, case.head_dim),
-        dv=dv.reshape(*keys, case.value_dim),
+        dk=dk[:, : case.seqlen_k].reshape(*keys, case.head_dim),
+        dv=dv[:, : case.seqlen_k].reshape(*keys, case.value_dim),
+        dbias=pairs.of_bias(case),
+        dsink=pairs.of_sink(case),
     )

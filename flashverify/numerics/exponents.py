@@ -81,6 +81,8 @@ def raw_score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
     # the slope over the scale, the distance in the accumulator's format, their product; then the sum, or one fused operation
     of_bias = ((1.0 + coefficients.division) * (1.0 + coefficients.growth(3.0)) - 1.0) * biased + 3.0 * coefficients.tiny
     error = error + of_bias
+    if tile.bias_terms > 1:  # the sum before the last bias may be larger than the last one
+        error = error + coefficients.unit * (tile.score.abs() + biased + error) + coefficients.tiny
     return error + coefficients.unit * (tile.score.abs() + error) + coefficients.tiny
 
 

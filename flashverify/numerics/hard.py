@@ -4,8 +4,8 @@ A kernel's value passes if |value - truth| + rho <= budget and fails if |value -
 oracle's own radius; in between, the oracle is not sharp enough to tell.
 """
 
-from flashverify.numerics.hard_backward import backward_budget
+from flashverify.numerics.hard_backward import backward_budget, feature_budget
 from flashverify.numerics.hard_forward import ForwardBudget, forward_budget
 from flashverify.numerics.hard_range import range_violation
 
-__all__ = ["ForwardBudget", "backward_budget", "forward_budget", "range_violation"]
+__all__ = ["ForwardBudget", "backward_budget", "feature_budget", "forward_budget", "range_violation"]

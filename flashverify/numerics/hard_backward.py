@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
 from flashverify.numerics.coefficients import Coefficients
@@ -27,6 +28,7 @@ from flashverify.numerics.exponents import (
 )
 from flashverify.numerics.formats import EVALUATION_UNIT
 from flashverify.numerics.hard_forward import ForwardBudget
+from flashverify.numerics.pairs import PairSums
 from flashverify.numerics.tiles import TILE_ELEMENTS, Capped, Lanes, Tile, by_lane
 
 
@@ -66,7 +68,45 @@ def backward_budget(
         tile.place.put(dq, _settle(_dq_error(gradients) * slack, tile.lengths > 0))
         columns.add(gradients, slack)
     dk, dv = columns.settle(coefficients, case)
-    return dq.reshape(inputs.q.shape), dk.reshape(inputs.k.shape), dv.reshape(inputs.v.shape)
+    return dq.reshape(inputs.q.shape), lanes.of_keys(dk, inputs.k), lanes.of_keys(dv, inputs.v)
+
+
+def feature_budget(
+    case: AttentionCase,
+    inputs: Inputs,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    contract: Contract,
+    forward: ForwardBudget | None,
+    tile_elements: int = TILE_ELEMENTS,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The largest errors of dbias and dsink (lemma 14); arguments as for `backward_budget`, None where a case has none.
+
+    Both are sums of the gradients of logits in the accumulator's format, in any order; dbias is then rounded to storage.
+    """
+    if not case.sink and case.bias in {None, "mask"}:
+        return None, None
+    coefficients = Coefficients(contract)
+    lanes = Lanes.of(case, inputs)
+    sizes, errors = PairSums.of(lanes), PairSums.of(lanes)
+    for gradients in score_gradients(lanes, inputs, out, lse, coefficients, forward, tile_elements):
+        slack = 1.0 + evaluation_slack(gradients.tile, gradients.lse)
+        sizes.put(gradients.tile.place, gradients.of_logit.abs() * slack)
+        errors.put(gradients.tile.place, gradients.of_logit_error * slack)
+
+    def budget(size: torch.Tensor | None, error: torch.Tensor | None, count: int) -> torch.Tensor | None:
+        if size is None or error is None:
+            return None
+        summed = error + coefficients.growth(float(count)) * (size + error) + count * coefficients.tiny
+        return (summed + EVALUATION_UNIT * (count + 64.0) * (size + error)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+    dsink = budget(sizes.of_sink(case), errors.of_sink(case), case.batch * case.seqlen_q)
+    if case.bias in {None, "mask"}:
+        return None, dsink
+    size = sizes.of_bias(case)
+    dbias = budget(size, errors.of_bias(case), dense_bias.summands(case))
+    assert size is not None and dbias is not None
+    return torch.where(size + dbias > 0.0, dbias + coefficients.stored(size + dbias), 0.0), dsink
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +122,8 @@ class ScoreGradients:
         delta_error: largest error of D, (c, r, 1): common to all keys of a row.
         ds: true dS, the gradient of scale·q·k: behind a soft cap, if there is one.
         local: largest error of the kernel's dS as it enters dq and dk, cast included, but for the first-order effect of D's.
+        of_logit: true gradient of the logit itself, before a soft cap; at a sink too.
+        of_logit_error: largest error of the kernel's, which is not rounded to a shorter format.
         delta_reach: largest magnitude on the way to the kernel's D, (c, r, 1).
         difference_reach: largest magnitude on the way to the kernel's dP - D, for pairs that are not seen too.
     """
@@ -94,6 +136,8 @@ class ScoreGradients:
     delta_error: torch.Tensor
     ds: torch.Tensor
     local: torch.Tensor
+    of_logit: torch.Tensor
+    of_logit_error: torch.Tensor
     delta_reach: torch.Tensor
     difference_reach: torch.Tensor
 
@@ -215,6 +259,7 @@ def _score_gradients(
     local = weight_change * reached + weights.p * difference_error
     local = local + unit * largest_weight * reached + tiny
     ds, common = weights.p * difference, weights.p * delta.error
+    of_logit, of_logit_error = ds, torch.where(weights.unbounded, torch.inf, local + common)
     if tile.cap is not None:
         local = _behind_cap(tile, coefficients, tile.cap, ds, local, common)
         ds, common = ds * tile.cap.slope, common * tile.cap.slope
@@ -233,6 +278,8 @@ def _score_gradients(
         delta_error=delta.error,
         ds=_or_zero(ds, tile.seen),
         local=_or_zero(local, tile.seen),
+        of_logit=_or_zero(of_logit, tile.seen),
+        of_logit_error=_or_zero(of_logit_error, tile.seen),
         delta_reach=delta.reach,
         difference_reach=reached + delta.dlse.abs(),
     )
@@ -317,7 +364,7 @@ class _Columns:
         self.dk_error[lanes] += error.mT @ queries
         self.dv_reach[lanes] += (gradients.weights.p * slack + weight_error).mT @ cotangents
         self.dk_reach[lanes] += (gradients.ds.abs() * slack + error).mT @ queries
-        self.lengths[lanes] += tile.seen.sum(0)[:, None].double()
+        self.lengths[lanes] += tile.rows_that_see
 
     def settle(self, coefficients: Coefficients, case: AttentionCase) -> tuple[torch.Tensor, torch.Tensor]:
         """Budgets of dk and dv (theorem 5)."""

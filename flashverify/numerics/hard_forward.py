@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
@@ -235,20 +236,25 @@ def _inverse_sum(
 
 
 def _blocks(tile: Tile, contract: Contract) -> torch.Tensor:
-    """Number of blocks of the walk that hold keys seen by each row, (r, 1).
+    """Number of blocks of the walk that hold keys seen by each row, (r, 1) or (c, r, 1); a sink is one by itself.
 
-    A row sees a run of consecutive keys, and blocks lie on a grid from the first key on. If they may be larger than stated, a
-    run that begins later may meet one edge more than its length tells.
+    Blocks lie on a grid from the first key on. If they may be larger than stated, keys that begin later may meet one edge more
+    than the distance from the first to the last tells.
     """
     block = contract.block_k
     if block is None:
-        return torch.ones_like(tile.lengths)
-    first = tile.seen.double().argmax(-1, keepdim=True).double()
+        return torch.ones_like(tile.lengths) + float(tile.case.sink)
+    seen = tile.seen[..., : tile.keys]
     if contract.block_k_exact:
-        touched = torch.floor((first + tile.lengths - 1.0) / block) - torch.floor(first / block) + 1.0
+        whole = pad(seen, (0, -tile.keys % block)).unflatten(-1, (-1, block))
+        touched = whole.any(-1).sum(-1, keepdim=True).double()
     else:
-        touched = torch.ceil(tile.lengths / block) + (first > 0.0)
-    return torch.where(tile.lengths > 0.0, touched, 0.0)
+        place = torch.arange(tile.keys, device=seen.device)
+        last = torch.where(seen, place, -1).amax(-1, keepdim=True) if tile.keys else place.new_full((*seen.shape[:-1], 1), -1)
+        first = torch.where(seen, place, last + 1).amin(-1, keepdim=True) if tile.keys else last + 1
+        touched = torch.ceil((last - first + 1).double() / block) + (first > 0)
+        touched = torch.minimum(touched, seen.sum(-1, keepdim=True).double())
+    return touched + float(tile.case.sink)
 
 
 def _reciprocal_growth(relative: torch.Tensor) -> torch.Tensor:

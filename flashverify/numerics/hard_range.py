@@ -87,9 +87,10 @@ def _reaches(
         tile = gradients.tile
         dk[tile.place.lanes] += (gradients.ds.abs() + gradients.error).mT @ tile.q.abs()
         dv[tile.place.lanes] += (gradients.weights.p + gradients.weight_error).mT @ tile.dout.abs()
+    dk, dv = dk[:, : case.seqlen_k], dv[:, : case.seqlen_k]
     yield "dk before the scale", _largest(dk), contract.accumulator
     yield "dv as accumulated", _largest(dv), contract.accumulator
-    stored = dict.fromkeys(("out", "dq", "dk", "dv"), contract.stored)
+    stored = dict.fromkeys(("out", "dq", "dk", "dv", "dbias"), contract.stored)
     for (name, true), (_, allowed) in zip(truth.items(), budget.items(), strict=True):
         finite = torch.isfinite(true)
         reach = torch.where(finite, true.abs() + allowed, 0.0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs
@@ -36,7 +37,7 @@ def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str
         return reason
     if case.seqlen_q == 0 or case.seqlen_k == 0:
         return "no pair of a query and a key"
-    if case.softmax_scale == 0.0 and case.alibi is not None:
+    if case.softmax_scale == 0.0 and case.is_biased:
         return BIASES_ALONE
     if case.softmax_scale == 0.0:
         return "all logits are 0: equal weights are rounded alike"
@@ -92,20 +93,20 @@ def _alike(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | Non
     every_column = torch.arange(case.seqlen_k, device=device)
     for head in range(case.heads_q):
         q, k = inputs.q[:, head].double(), inputs.k[:, key_head(case, head)].double()
-        scored, seen_by_rows = _scored(case, q, k, rows, every_column), visible_mask(case, rows, every_column)
-        of_rows = _biased(case, head, scored, rows, every_column)
+        scored, seen_by_rows = _scored(case, q, k, rows, every_column), _seen(case, inputs, head, rows, every_column)
+        of_rows = _biased(case, inputs, head, scored, rows, every_column)
         if _repeats(of_rows, seen_by_rows, _uncertain(case, contract, q[:, rows], k)):
             return "logits repeat within a row: equal weights are rounded alike"
         of_columns, seen_by_columns = (
-            _biased(case, head, _scored(case, q, k, every_row, columns), every_row, columns).mT,
-            visible_mask(case, every_row, columns).mT,
+            _biased(case, inputs, head, _scored(case, q, k, every_row, columns), every_row, columns).mT,
+            _seen(case, inputs, head, every_row, columns).mT,
         )
         if _repeats(of_columns, seen_by_columns, _uncertain(case, contract, k[:, columns], q)):
             return "logits repeat within a column: equal weights are rounded alike"
         spread = _deviation(scored, seen_by_rows)
         if bool((spread < 2.0 * (contract.probability or contract.accumulator).unit_roundoff).any()):
             alone = "weights of a row differ by less than a spacing: they are rounded alike"
-            return alone if case.alibi is None else BIASES_ALONE
+            return BIASES_ALONE if case.is_biased else alone
     return None
 
 
@@ -127,8 +128,19 @@ def _scored(case: AttentionCase, q: torch.Tensor, k: torch.Tensor, rows: torch.T
     return capped(case, case.softmax_scale * (q[:, rows] @ k[:, columns].mT))
 
 
-def _biased(case: AttentionCase, head: int, scored: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _seen(case: AttentionCase, inputs: Inputs, head: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Which pairs of a query head are seen, bool, (batch, rows, columns), or the last two of them."""
+    seen, bias = visible_mask(case, rows, columns), dense_bias.expanded(case, inputs)
+    return seen if bias is None else seen & dense_bias.shown(bias[:, head][:, rows][..., columns])
+
+
+def _biased(
+    case: AttentionCase, inputs: Inputs, head: int, scored: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
     """`_scored` of a query head with its biases: logits, (batch, rows, columns)."""
+    bias = dense_bias.expanded(case, inputs)
+    if bias is not None:
+        scored = scored + dense_bias.added(bias[:, head][:, rows][..., columns])
     if case.alibi is None:
         return scored
     return scored + alibi_bias(case, alibi_slope_tensor(case, scored.device)[:, head, None, None], rows, columns)

@@ -69,6 +69,7 @@ def backward_spread(
         columns.add(gradient)
     dk, dv = columns.settle(moments, case)
     bias, deviation, casts = found
+    dk, dv = _without_sink(dk, case), _without_sink(dv, case)
     return _shaped(Spread(bias, deviation, casts=casts), inputs.q), _shaped(dk, inputs.k), _shaped(dv, inputs.v)
 
 
@@ -327,7 +328,7 @@ class _Columns:
         self.dk_converted[lanes] += (ds * gradient.converted).mT @ queries
         self.dv_vanished[lanes] += gradient.vanished_p.mT @ cotangents
         self.dk_vanished[lanes] += gradient.vanished_ds.mT @ queries
-        self.lengths[lanes] += tile.seen.sum(0)[:, None].double()
+        self.lengths[lanes] += tile.rows_that_see
 
     def settle(self, moments: Moments, case: AttentionCase) -> tuple[Spread, Spread]:
         """Spreads of dk and dv."""
@@ -346,6 +347,14 @@ class _Columns:
             Spread(scale * dk_bias, scale * dk_variance.sqrt(), scale * self.dk_shared.sqrt(), scale * self.dk_casts.sqrt()),
             Spread(dv_bias, dv_variance.sqrt(), self.dv_shared.sqrt(), self.dv_casts.sqrt()),
         )
+
+
+def _without_sink(spread: Spread, case: AttentionCase) -> Spread:
+    """Spreads of the keys (lanes, seqlen_k, d) alone, where a sink stands behind them."""
+    parts = (spread.bias, spread.deviation, spread.shared, spread.casts)
+    bias, deviation, shared, casts = (None if part is None else part[:, : case.seqlen_k] for part in parts)
+    assert bias is not None and deviation is not None
+    return Spread(bias, deviation, shared, casts)
 
 
 def _shaped(spread: Spread, like: torch.Tensor) -> Spread:

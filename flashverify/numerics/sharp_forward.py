@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
@@ -96,7 +97,7 @@ class _Rows:
         lse = torch.where(torch.isneginf(lse), 0.0, lse)
         p = torch.where(tile.seen, torch.exp((logit - lse).clamp(max=0.0)), 0.0)
         gap = torch.where(tile.seen, row_maximum(logit, tile.seen) - logit, 0.0)
-        walked = walk(logit, moments.contract)
+        walked = _walked(tile, logit, moments.contract)
         exponentials = torch.where(tile.seen, (logit < walked.maximum).double() + walked.later, 0.0)
         return cls(
             tile=tile,
@@ -127,6 +128,21 @@ class _Rows:
     def multiplier(self) -> torch.Tensor:
         """What a relative error of the logit multiplier is multiplied by in a weight: natural units."""
         return self.gap if self.moments.contract.exponent == "shifted" else self.tile.logit.masked_fill(~self.tile.seen, 0.0)
+
+
+def _walked(tile: Tile, logit: torch.Tensor, contract: Contract) -> Walked:
+    """The walk over a tile's keys; a sink, which stands behind them, is where the running maximum begins."""
+    if not tile.case.sink:
+        return walk(logit, contract)
+    sink = logit[..., -1:]
+    of_keys = walk(logit[..., :-1], contract, sink)
+    moved = of_keys.of_start
+    return Walked(
+        maximum=torch.cat([of_keys.maximum, sink], -1),
+        later=torch.cat([of_keys.later, moved], -1),
+        run=pad(of_keys.run, (0, 1)),
+        of_start=moved,
+    )
 
 
 def score_variance(tile: Tile, moments: Moments) -> torch.Tensor:

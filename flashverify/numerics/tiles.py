@@ -1,7 +1,8 @@
 """Tiles of the score matrix: blocks of query rows with all their keys, for the query heads that share a key head.
 
 A lane is one key head of one batch entry. The query heads that read it are stacked into rows, so that a tile is a plain
-matrix and a sum over the group of query heads is a sum over rows. A tile holds at most `tile_elements` scores (or one query
+matrix and a sum over the group of query heads is a sum over rows. A sink is a key of its own behind the others, with zeros for k
+and v, whose bias it is: what holds for keys holds for it. A tile holds at most `tile_elements` scores (or one query
 row of each head of a group where even that is more), so memory is linear in the sequence length. All values are float64.
 Non-finite inputs are replaced by 0 here: what depends on them has no budget, and nothing else may be touched by them.
 """
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, visible_mask
 from flashverify.cases.tensors import Inputs
@@ -69,8 +72,8 @@ class Tile:
         place: where it lies.
         q, dout: (c, r, d).
         k, v: (c, n, d).
-        seen: bool (r, n), whether a row sees a key.
-        lengths: (r, 1), number of keys that each row sees.
+        seen: bool (r, n), or (c, r, n) where tensors hide pairs, whether a row sees a key.
+        lengths: (r, 1) or (c, r, 1), number of keys that each row sees, the sink among them.
         case: the case.
         product: q·kᵀ, (c, r, n).
         score_magnitude: A = |q|·|k|ᵀ, (c, r, n).
@@ -78,6 +81,8 @@ class Tile:
             over `scale`, (c, r, n).
         cap: what a soft cap makes of the product, or None.
         bias: what is added to the logits, natural units, (c, r, n), or None.
+        bias_magnitude: sum of the magnitudes of the biases that it is a sum of, (c, r, n), or None.
+        bias_terms: how many those are.
     """
 
     place: Place
@@ -93,6 +98,18 @@ class Tile:
     score: torch.Tensor
     cap: Capped | None
     bias: torch.Tensor | None
+    bias_magnitude: torch.Tensor | None
+    bias_terms: int
+
+    @property
+    def keys(self) -> int:
+        """Number of keys, without the sink."""
+        return self.case.seqlen_k
+
+    @property
+    def rows_that_see(self) -> torch.Tensor:
+        """How many of the rows see each key, (n, 1) or (c, n, 1)."""
+        return self.seen.sum(-2)[..., None].double()
 
     @property
     def softmax_scale(self) -> float:
@@ -107,7 +124,7 @@ class Tile:
     @property
     def bias_of_score(self) -> torch.Tensor | None:
         """The size of the bias in units of scores, (c, r, n), or None."""
-        return None if self.bias is None else self.bias.abs() / abs(self.scale)
+        return None if self.bias_magnitude is None else self.bias_magnitude / abs(self.scale)
 
     @property
     def logit(self) -> torch.Tensor:
@@ -117,25 +134,37 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
-    """The inputs of a case arranged by lanes, float64: queries (lanes, group, seqlen_q, d), keys (lanes, seqlen_k, d)."""
+    """The inputs of a case arranged by lanes, float64: queries (lanes, group, seqlen_q, d), keys (lanes, seqlen_k, d).
+
+    Keys have one more row of zeros where there is a sink.
+    """
 
     case: AttentionCase
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     dout: torch.Tensor
+    bias: torch.Tensor | None
+    sink: torch.Tensor | None
 
     @classmethod
     def of(cls, case: AttentionCase, inputs: Inputs) -> Lanes:
         """Arrange the inputs (any dtype, exact values) by lanes."""
-        keys = (case.batch * case.heads_kv, case.seqlen_k)
+        keys, lanes = (case.batch * case.heads_kv, case.seqlen_k), (case.batch * case.heads_kv, case.group_size)
+        bias, sink = dense_bias.expanded(case, inputs), inputs.sink
         return cls(
             case=case,
             q=by_lane(case, inputs.q),
-            k=_finite(inputs.k).reshape(*keys, case.head_dim),
-            v=_finite(inputs.v).reshape(*keys, case.value_dim),
+            k=pad(_finite(inputs.k).reshape(*keys, case.head_dim), (0, 0, 0, int(case.sink))),
+            v=pad(_finite(inputs.v).reshape(*keys, case.value_dim), (0, 0, 0, int(case.sink))),
             dout=by_lane(case, inputs.dout),
+            bias=None if bias is None else bias.reshape(*lanes, case.seqlen_q, case.seqlen_k),
+            sink=None if sink is None else sink.double().expand(case.batch, -1, 1).reshape(lanes),
         )
+
+    def of_keys(self, sums: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """What was collected for every key (lanes, seqlen_k, ...), without the sink, shaped like k or v."""
+        return sums[:, : self.case.seqlen_k].reshape(like.shape)
 
     def tiles(self, tile_elements: int) -> Iterator[Tile]:
         """All tiles; none if the case has no query or no key.
@@ -151,15 +180,21 @@ class Lanes:
         rows = torch.arange(place.rows.start, place.rows.stop, device=q.device)
         columns = torch.arange(self.case.seqlen_k, device=q.device)
         seen = visible_mask(self.case, rows, columns).repeat(place.group, 1)
+        biases = self._biases(place, rows, columns)
+        if self.bias is not None:
+            seen = seen & dense_bias.shown(place.take(self.bias))
+        if self.sink is not None:
+            seen = pad(seen, (0, 1), value=True)
+            of_sinks = self.sink[place.lanes].repeat_interleave(rows.numel(), 1)[..., None]
+            first, *others = biases or [of_sinks.new_zeros(*of_sinks.shape[:2], columns.numel())]
+            biases = [torch.cat([first, of_sinks], -1), *(pad(x, (0, 1)) for x in others)]
         product = q @ k.mT
         cap = self.case.softcap
         made = None if cap is None else Capped.of(self.case, cap, product)
         score = product if made is None else made.tanh
-        bias = None
-        if self.case.alibi is not None:
-            slopes = alibi_slope_tensor(self.case, q.device).reshape(-1, self.case.group_size)[place.lanes]
-            of_rows = slopes.repeat_interleave(rows.numel(), 1)[..., None]
-            bias = alibi_bias(self.case, of_rows, rows.repeat(place.group), columns)
+        bias, magnitude, terms = None, None, len(biases)
+        if biases:
+            bias, magnitude = sum(biases[1:], biases[0]), sum((x.abs() for x in biases[1:]), biases[0].abs())
             score = score * (self.case.softmax_scale != 0.0) + bias / _logit_scale(self.case)
         return Tile(
             place=place,
@@ -175,13 +210,26 @@ class Lanes:
             score=score,
             cap=made,
             bias=bias,
+            bias_magnitude=magnitude,
+            bias_terms=terms,
         )
+
+    def _biases(self, place: Place, rows: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor]:
+        """What is added to the logits of the keys, one after the other: linear biases, then a tensor's, (c, r, n) each."""
+        biases = []
+        if self.case.alibi is not None:
+            slopes = alibi_slope_tensor(self.case, self.q.device).reshape(-1, self.case.group_size)[place.lanes]
+            of_rows = slopes.repeat_interleave(rows.numel(), 1)[..., None]
+            biases.append(alibi_bias(self.case, of_rows, rows.repeat(place.group), columns))
+        if self.bias is not None and self.bias.dtype != torch.bool:
+            biases.append(dense_bias.added(place.take(self.bias)))
+        return biases
 
 
 def _logit_scale(case: AttentionCase) -> float:
     if case.softcap is not None:
         return case.softcap
-    return 1.0 if case.alibi is not None and case.softmax_scale == 0.0 else case.softmax_scale
+    return 1.0 if case.is_biased and case.softmax_scale == 0.0 else case.softmax_scale
 
 
 def by_lane(case: AttentionCase, tensor: torch.Tensor) -> torch.Tensor:
@@ -195,7 +243,7 @@ def places(case: AttentionCase, tile_elements: int) -> Iterator[Place]:
     if tile_elements < 1:
         raise ValueError(f"tile_elements: got {tile_elements}, accepted are integers >= 1")
     lanes, group = case.batch * case.heads_kv, case.group_size
-    row_elements = group * case.seqlen_k
+    row_elements = group * (case.seqlen_k + case.sink)
     if row_elements == 0 or case.seqlen_q == 0:
         return
     rows = min(case.seqlen_q, max(1, tile_elements // row_elements))

@@ -24,19 +24,22 @@ class Walked:
         maximum: (c, r, n), the running maximum when a key's weight is formed; -inf where no key was seen by then.
         later: (c, r, n), how many rescalings by a factor other than 1 a key's weight meets after it was formed.
         run: (n,), integer: in which run of the walk a key is. Keys of one run share their later rescalings.
+        of_start: (c, r, 1), how many rescalings what the walk began with meets.
     """
 
     maximum: torch.Tensor
     later: torch.Tensor
     run: torch.Tensor
+    of_start: torch.Tensor
 
 
-def walk(logit: torch.Tensor, contract: Contract) -> Walked:
+def walk(logit: torch.Tensor, contract: Contract, start: torch.Tensor | None = None) -> Walked:
     """Follow the walk that the contract states.
 
     Args:
         logit: (c, r, n), -inf where a key is not seen.
         contract: its block_k, direction and splits; block_k None: the whole row at once.
+        start: (c, r, 1), the running maximum that each run begins with; None: it begins with its first block.
     """
     keys = logit.shape[-1]
     block = min(contract.block_k or keys, keys)
@@ -44,24 +47,32 @@ def walk(logit: torch.Tensor, contract: Contract) -> Walked:
     of_a_run = math.ceil(blocks / contract.splits)
     padded = pad(logit, (0, blocks * block - keys), value=-math.inf)
     largest = padded.reshape(*logit.shape[:-1], blocks, block).amax(-1)
-    runs = [_run(part, contract.direction == "right") for part in torch.split(largest, of_a_run, -1)]
-    running, later, last = (torch.cat(parts, -1) for parts in zip(*runs, strict=True))
+    begin = torch.full_like(logit[..., :1], -math.inf) if start is None else start
+    runs = [_run(part, contract.direction == "right", begin) for part in torch.split(largest, of_a_run, -1)]
+    running, later, last, of_start = (torch.cat(parts, -1) for parts in zip(*runs, strict=True))
     if contract.splits > 1:  # where the runs are merged
         later = later + (last < last.amax(-1, keepdim=True)).double()
     run = torch.arange(keys, device=logit.device) // (of_a_run * block)
-    return Walked(_by_key(running, block, keys), _by_key(later, block, keys), run)
+    return Walked(_by_key(running, block, keys), _by_key(later, block, keys), run, of_start[..., :1])
 
 
-def _run(largest: torch.Tensor, backwards: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One run over blocks, from their largest logits: running maximum, later rescalings, and the run's last maximum."""
+def _run(
+    largest: torch.Tensor, backwards: bool, start: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One run over blocks, from their largest logits.
+
+    Returns:
+        running maximum, later rescalings, the run's last maximum, and how many rescalings there are (1 column).
+    """
     if backwards:
         largest = largest.flip(-1)
-    running = largest.cummax(-1).values
-    before = pad(running, (1, 0), value=-math.inf)[..., :-1]
+    running = torch.maximum(largest.cummax(-1).values, start)
+    before = torch.cat([start, running[..., :-1]], -1)
     moved = ((running > before) & before.isfinite()).double()
     later = moved.sum(-1, keepdim=True) - moved.cumsum(-1)
     last = running[..., -1:].expand_as(running)
-    return (running.flip(-1), later.flip(-1), last) if backwards else (running, later, last)
+    count = moved.sum(-1, keepdim=True)
+    return (running.flip(-1), later.flip(-1), last, count) if backwards else (running, later, last, count)
 
 
 def _by_key(values: torch.Tensor, block: int, keys: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ from flint import arb, arb_mat, ctx
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
-from flashverify.cases.tensors import OF_FEATURES, TENSORS, Inputs, Outputs
+from flashverify.cases.tensors import OF_FEATURES, TENSORS, Inputs, Outputs, has_gradients
 from flashverify.oracles.enclosure import EnclosedTensor, Enclosure, enclosed_tensor, is_sharp
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -112,7 +112,7 @@ def attention(case: AttentionCase, inputs: Inputs, precision: int = PRECISION, l
     Raises:
         ValueError: if inputs have other shapes than the case, or precision is less than 2.
     """
-    features = [name for name, has in zip(OF_FEATURES, _has_gradients(inputs), strict=True) if has]
+    features = [name for name, has in zip(OF_FEATURES, has_gradients(inputs), strict=True) if has]
     found = _enclose(case, inputs, None, (*TENSORS, *features), precision, limit)
     return Enclosure(
         mid=Outputs(**{name: tensor.mid for name, tensor in found.items()}),
@@ -145,14 +145,7 @@ def _enclose(
             found = _sharpen(compute, names, precision, precision if hopeless else limit)
             for name in names:
                 slices[name].append(found[name])
-    return {
-        name: (_summed if name in OF_FEATURES else _assemble)(case, name, parts) for name, parts in slices.items()
-    }
-
-
-def _has_gradients(inputs: Inputs) -> tuple[bool, bool]:
-    """Whether there are gradients of a bias, and of a sink."""
-    return inputs.bias is not None and inputs.bias.dtype != torch.bool, inputs.sink is not None
+    return {name: (_summed if name in OF_FEATURES else _assemble)(case, name, parts) for name, parts in slices.items()}
 
 
 def _summed(case: AttentionCase, name: str, parts: list[EnclosedTensor]) -> EnclosedTensor:

@@ -14,7 +14,7 @@ from flashverify.records.measurement import CaseRecord, Element, Measurement, Ve
 K = TypeVar("K")
 
 FORWARD_TENSORS = ("out", "lse")
-TENSOR_ORDER = (*FORWARD_TENSORS, "dq", "dk", "dv")
+TENSOR_ORDER = (*FORWARD_TENSORS, "dq", "dk", "dv", "dbias", "dsink")
 MODE_ORDER = ("forward", "modular", "end-to-end", "unrounded", "enclosure")
 DTYPE_ORDER = ("fp16", "bf16", "fp32", "fp64")
 

@@ -11,7 +11,15 @@ from flashverify.records.certificate import Certificate
 from flashverify.records.summary import ENCLOSURE, in_case_dtype, measurements, severity, table_order
 from flashverify.report.text import number
 
-TENSOR_COLOURS = {"out": "#3987c8", "lse": "#d99a00", "dq": "#17a07a", "dk": "#dd6640", "dv": "#a274cf"}
+TENSOR_COLOURS = {
+    "out": "#3987c8",
+    "lse": "#d99a00",
+    "dq": "#17a07a",
+    "dk": "#dd6640",
+    "dv": "#a274cf",
+    "dbias": "#8a6d3b",
+    "dsink": "#5f7f8f",
+}
 DTYPE_COLOURS = {"fp16": "#3987c8", "bf16": "#d99a00", "fp32": "#17a07a", "fp64": "#a274cf"}
 OTHER_COLOUR = "#8a8f98"
 
