@@ -2,7 +2,7 @@
 
     dbias = Σ P·(dP - delta),   dP = dO·Vᵀ
 
-P and delta are those of `backward.py`. The bias is added behind the scale and the soft cap, and neither is part of its gradient.
+P and delta are those of `backward.py`. The bias is added behind the scale and the soft cap: neither is in its gradient.
 """
 
 import torch

@@ -5,8 +5,8 @@
 
 A soft cap c makes logits c·tanh(S·scale / c): tanh then takes the place of S above, and c that of scale. A linear bias (ALiBi,
 Press et al., arXiv 2108.12409) lowers S by slope / scale times the distance of key and query. Another additive bias adds
-bias·(1 / scale) to S, and a mask puts -inf in its place. A sink s (Xiao et al., arXiv 2309.17453) starts m at s·(1 / scale) and l
-at 1: it is part of the sum and of no product.
+bias·(1 / scale) to S, and a mask puts -inf in its place. A sink s (Xiao et al., arXiv 2309.17453) starts m at s·(1 / scale) and
+l at 1: it is part of the sum and of no product.
 
 The online softmax is that of Milakov and Gimelshein (arXiv 1805.02867), its tiling that of FlashAttention-2 (Dao,
 arXiv 2307.08691). The maximum is taken of the raw scores and subtracted before scaling: p <= 1 whatever the size of the logits,

@@ -5,9 +5,9 @@
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
 not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous tensors that are loaded by tensor
-descriptors, a name of SPLIT for them with float32 products of that precision, "window" for them with a sliding window,
-"softcap", "alibi", "bias", "long-bias", "mask" and "sink" for them with a soft cap, with linear biases, with an additive bias of
-q's dtype or of lse's (and a gradient of it), with a boolean mask, and with sinks. A head size "192x128" is that of q and k, and that of v.
+descriptors, a name of SPLIT for them with float32 products of that precision, and a name of FEATURES for them with a sliding
+window, a soft cap, linear biases, a bias of q's dtype or of lse's ("long-bias") and its gradient, a boolean mask, or sinks and
+their gradient. A head size "192x128" is that of q and k, and that of v.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def run(
     sink: torch.Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> dict[str, torch.Tensor]:
-    """out, lse, dq, dk, dv of the operator for q, k, v, dO (B, H, N, D), strides as they are; dbias and dsink if there are any."""
+    """out, lse, dq, dk, dv of the operator for q, k, v, dO (B, H, N, D), strides as they are; dbias and dsink if any."""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     leaves = {"dq": q, "dk": k, "dv": v}
     if bias is not None and bias.is_floating_point():
