@@ -36,7 +36,7 @@ from flashverify_kernels.launch import (
     tile_sources,
     with_strides,
 )
-from flashverify_kernels.tiles import TileConfig, padded_head_dim
+from flashverify_kernels.tiles import TileConfig, padded_head_dim, stages_of
 
 
 def attention_backward(
@@ -141,7 +141,7 @@ def attention_backward(
             heads_kv, group_size, section, *sizes,
             WIDE=wide(tile, (dk, tile.block_n, block_d), (dv, tile.block_n, block_dv)),
             DESCRIPTORS=has_descriptors,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=stages_of(tile, bias), **options,
         )  # fmt: skip
     query_programs = triton.cdiv(seqlen_q, dq_tile.block_m) * batch * heads_q
     if query_programs:
@@ -152,7 +152,7 @@ def attention_backward(
             *sources, rows_lse, rows_delta, *scores_of, dq, *strides, *dq.stride(), *alibi_strides(alibi),
             heads_q, group_size, heads_at_once(k, group_size, batch * heads_q), *sizes,
             WIDE=wide(tile, (dq, tile.block_m, block_d)), DESCRIPTORS=has_descriptors,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=stages_of(tile, bias), **options,
         )  # fmt: skip
     dbias = dsink = None
     if needs_bias_grad and bias is not None and bias.is_floating_point():

@@ -50,7 +50,7 @@ from flashverify_kernels.primitives import (
     unpack_softcap,
     with_bias,
 )
-from flashverify_kernels.tiles import TileConfig, padded_head_dim
+from flashverify_kernels.tiles import TileConfig, padded_head_dim, stages_of
 
 
 @triton.jit
@@ -385,6 +385,6 @@ def attention_forward(
         BF16=EMULATE_BF16 and q.dtype == torch.bfloat16,
         enable_fp_fusion=bias is None,  # the backward pass recomputes biased scores without contraction
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_stages=stages_of(tile, bias),
     )  # fmt: skip
     return out, lse
