@@ -108,10 +108,10 @@ def accumulate_dkdv(
         dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         ds = p * (dp - delta[None, :])
-        if BIAS:
-            ds = tl.where(p == 0.0, 0.0, ds)
         if SOFTCAP:
             ds = ds * slope
+        if BIAS:
+            ds = tl.where(p == 0.0, 0.0, ds)
         dk = tl.dot(as_operand(ds, STORAGE, BF16), q, dk, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     return dk, dv
 

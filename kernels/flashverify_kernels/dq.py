@@ -98,10 +98,10 @@ def accumulate_dq(
             p = tl.where(scores == float("-inf"), 0.0, p)  # in a row that sees no key too, whose lse is -inf
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         ds = p * (dp - delta[:, None])
-        if BIAS:
-            ds = tl.where(p == 0.0, 0.0, ds)
         if SOFTCAP:
             ds = ds * slope
+        if BIAS:
+            ds = tl.where(p == 0.0, 0.0, ds)
         if MASKED:
             keys = start + tl.arange(0, BLOCK_N)
             seen = (keys < seqlen_k)[None, :]

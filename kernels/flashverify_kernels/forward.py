@@ -294,10 +294,9 @@ def forward_kernel(
     saw_no_key = running_sum == 0.0
     divisor = tl.where(saw_no_key, 1.0, running_sum)
     out = accumulator / divisor[:, None]
-    largest = running_max * scale
-    if SINK:
-        largest = tl.where(running_max == sink_score, sink, largest)
-    lse = tl.where(saw_no_key, float("-inf"), largest + tl.log2(divisor) * LN2)
+    lse = tl.where(saw_no_key, float("-inf"), running_max * scale + tl.log2(divisor) * LN2)
+    if SINK:  # not scaled back where it is the maximum: a row that sees no key has the sink itself as its lse
+        lse = tl.where(running_max == sink_score, sink + tl.log2(divisor) * LN2, lse)
 
     out_base = head_base(out_ptr, batch, head, stride_ob, stride_oh, False)
     store_tile(out_base, out, first_row, stride_on, stride_od, rows_left, value_dim, BLOCK_M, BLOCK_DV, WIDE, BF16)
