@@ -106,7 +106,7 @@ class TritonKernel:
 
         def through_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The SDPA drop-in, which aligns top-left, returns no lse.
-            features = case.softcap, None, causal_offset(case), first_offset(case)
+            features = case.softcap, None, None, None, causal_offset(case), first_offset(case)
             out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None)
             return out, lse
 
@@ -119,7 +119,9 @@ class TritonKernel:
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
         visible = causal_offset(case), first_offset(case)
-        out, lse, dq, dk, dv = attention(*tensors, case.softmax_scale, *visible, softcap=case.softcap, alibi=self._slopes(case))
+        out, lse, dq, dk, dv, *_ = attention(
+            *tensors, case.softmax_scale, *visible, softcap=case.softcap, alibi=self._slopes(case)
+        )
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:

@@ -7,6 +7,7 @@ bfloat16 or three of tf32, summed in float32, on tensor cores; what they leave o
 
 import torch
 
+from flashverify_kernels.bias_validation import resolve_bias, resolve_mask, resolve_sink
 from flashverify_kernels.ops import attention
 from flashverify_kernels.tiles import Tiles
 from flashverify_kernels.validation import (
@@ -39,6 +40,8 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
     *,
+    attn_bias: torch.Tensor | None = None,
+    learnable_sink: torch.Tensor | None = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
@@ -61,6 +64,10 @@ def flash_attn_func(
         alibi_slopes: float32, (Hq,) or (B, Hq): logits are lowered by slope·|i + Nk - Nq - j|. They get no gradient.
         deterministic: accepted for compatibility; the backward pass always is.
         return_attn_probs: whether to return lse too.
+        attn_bias: (1|B, 1|Hq, 1|Nq, Nk), any strides, bool, of q's dtype, or of lse's. Floating: it is added to logits after
+            softcap and alibi_slopes, -inf hides a pair, and it gets a gradient of its own shape. bool: False hides a pair.
+        learnable_sink: (Hq,), of q's dtype or lse's: one more logit for each head's denominators, not scaled and without a
+            value, so that lse = ln(exp(sink) + Σ exp(logits)). A row that sees no key has lse = sink. It gets a gradient.
         input_precision: of float32 products: "ieee" (float32), "bf16x6", "tf32x3" or "tf32". Other dtypes ignore it.
         tiles: forces tile sizes, for verification; None: the table's.
 
@@ -75,7 +82,7 @@ def flash_attn_func(
     """
     return _flash(
         (q, k, v), ("q", "k", "v"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic,
-        return_attn_probs, input_precision, tiles,
+        return_attn_probs, attn_bias, learnable_sink, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -90,6 +97,8 @@ def flash_attn_qkvpacked_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
     *,
+    attn_bias: torch.Tensor | None = None,
+    learnable_sink: torch.Tensor | None = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
@@ -107,13 +116,15 @@ def flash_attn_qkvpacked_func(
         alibi_slopes: as there.
         deterministic: as there.
         return_attn_probs: as there.
+        attn_bias: as there.
+        learnable_sink: as there.
         input_precision: as there.
         tiles: as there.
     """
     check_packed("qkv", qkv, 3)
     return _flash(
         qkv.unbind(2), ("qkv", "qkv", "qkv"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
-        deterministic, return_attn_probs, input_precision, tiles,
+        deterministic, return_attn_probs, attn_bias, learnable_sink, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -129,6 +140,8 @@ def flash_attn_kvpacked_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
     *,
+    attn_bias: torch.Tensor | None = None,
+    learnable_sink: torch.Tensor | None = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
@@ -147,13 +160,15 @@ def flash_attn_kvpacked_func(
         alibi_slopes: as there.
         deterministic: as there.
         return_attn_probs: as there.
+        attn_bias: as there.
+        learnable_sink: as there.
         input_precision: as there.
         tiles: as there.
     """
     check_packed("kv", kv, 2)
     return _flash(
         (q, *kv.unbind(2)), ("q", "kv", "kv"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
-        deterministic, return_attn_probs, input_precision, tiles,
+        deterministic, return_attn_probs, attn_bias, learnable_sink, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -168,6 +183,8 @@ def _flash(
     alibi_slopes: torch.Tensor | None,
     deterministic: bool,
     return_attn_probs: bool,
+    attn_bias: torch.Tensor | None,
+    learnable_sink: torch.Tensor | None,
     input_precision: str,
     tiles: Tiles | None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
@@ -186,8 +203,10 @@ def _flash(
     scale = resolve_scale("softmax_scale", softmax_scale, q)
     cap = resolve_softcap("softcap", softcap, scale, q.dtype)
     slopes = resolve_alibi("alibi_slopes", alibi_slopes, q)
+    bias = resolve_bias("attn_bias", attn_bias, q, k)
+    sink = resolve_sink("learnable_sink", learnable_sink, q)
     visible = window_offsets(q.shape[2], k.shape[2], left, 0 if causal else right)
-    out, lse = attention(q, k, v, scale, cap, slopes, *visible, input_precision, forced)
+    out, lse = attention(q, k, v, scale, cap, slopes, bias, sink, *visible, input_precision, forced)
     out = out.transpose(1, 2)
     return (out, lse, None) if return_attn_probs else out
 
@@ -213,7 +232,9 @@ def scaled_dot_product_attention(
         query: (B, Hq, Nq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
         key: (B, Hkv, Nk, D), of query's dtype and device, any strides; Hkv = Hq unless enable_gqa.
         value: (B, Hkv, Nk, Dv), any strides, Dv from 1 to 256.
-        attn_mask: None; masks and biases are not there yet.
+        attn_mask: 2 to 4 dimensions that broadcast to (B, Hq, Nq, Nk), any strides: bool, False hiding a pair, or of query's
+            dtype or the accumulator's (float32, for float64 float64), added to logits, -inf hiding a pair; it gets a gradient.
+            A query that sees no key gives out 0. None with is_causal.
         dropout_p: 0; dropout is not there yet.
         is_causal: whether query i sees no key after i.
         scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
@@ -230,8 +251,6 @@ def scaled_dot_product_attention(
         NotImplementedError: a feature that is not there yet is asked for; the message names it.
     """
     check_tensors((("query", query), ("key", key), ("value", value)))
-    if attn_mask is not None:
-        raise NotImplementedError("attn_mask: got a value; masks and biases are not there yet, accepted is None")
     check_bool("is_causal", is_causal)
     check_bool("enable_gqa", enable_gqa)
     check_dropout("dropout_p", dropout_p)
@@ -239,8 +258,12 @@ def scaled_dot_product_attention(
     if not enable_gqa and key.shape[1] != query.shape[1]:
         accepted = f"query's number, {query.shape[1]}, unless enable_gqa=True"
         raise ValueError(f"key: got {key.shape[1]} heads, accepted is {accepted}")
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask: got a value beside is_causal=True, accepted is None or is_causal=False")
+    bias = resolve_mask("attn_mask", attn_mask, query, key)
     check_precision("input_precision", input_precision)
     forced = check_tiles("tiles", tiles)
     resolved = resolve_scale("scale", scale, query)
-    out, _ = attention(query, key, value, resolved, None, None, 0 if is_causal else None, None, input_precision, forced)
+    visible = 0 if is_causal else None, None
+    out, _ = attention(query, key, value, resolved, None, None, bias, None, *visible, input_precision, forced)
     return out

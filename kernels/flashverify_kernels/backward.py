@@ -1,10 +1,11 @@
-"""FlashAttention backward: dQ, dK and dV from the stored lse, deterministic and without atomics.
+"""FlashAttention backward: dQ, dK, dV and dbias from the stored lse, deterministic and without atomics.
 
     P = exp(scale·S - lse),   delta = Σ_d dO·out - dlse,   dP = dO·Vᵀ,   dS = P·(dP - delta)
     dV = Pᵀ·dO,   dQ = scale·dS·K,   dK = scale·dSᵀ·Q
 
 With a soft cap c, t = tanh(S·scale / c) takes the place of S and c that of scale in P, and dS gets the factor 1 - t², formed
-without cancellation. Linear biases lower S as in the forward pass.
+without cancellation. Linear biases lower S as in the forward pass, and other biases and masks change it as there; of pairs that
+they hide, P and dS are 0. A sink is in lse, and P needs nothing else of it. dbias and dsink: see `dbias.py` and `dsink.py`.
 
 The recomputation from lse is that of FlashAttention (Dao et al., arXiv 2205.14135). Two kernels own their outputs: one program
 of `dkdv_kernel` a block of keys, summing over the query heads of its group, one program of `dq_kernel` a block of query rows.
@@ -15,22 +16,27 @@ rounded product, so its difference stays exact for logits of any size. P and dS 
 import torch
 import triton
 
+from flashverify_kernels.dbias import bias_gradient
 from flashverify_kernels.delta import row_statistics
 from flashverify_kernels.dkdv import dkdv_kernel
 from flashverify_kernels.dq import dq_kernel
+from flashverify_kernels.dsink import sink_gradient
 from flashverify_kernels.launch import (
     EMULATE_BF16,
     TileOf,
     alibi_strides,
+    bias_kind,
     dot_precision,
+    expanded_bias,
     heads_at_once,
     needs_wide_offsets,
     output_like,
     scale_bits,
     storage_of,
     tile_sources,
+    with_strides,
 )
-from flashverify_kernels.tiles import TileConfig, padded_head_dim
+from flashverify_kernels.tiles import TileConfig, padded_head_dim, stages_of
 
 
 def attention_backward(
@@ -50,7 +56,11 @@ def attention_backward(
     output_dtype: torch.dtype | None = None,
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    bias: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
+    needs_bias_grad: bool = False,
+    needs_sink_grad: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Launch the backward kernels.
 
     Args:
@@ -70,9 +80,14 @@ def attention_backward(
         output_dtype: dtype that the gradients are rounded to; None: that of q.
         softcap: logits were softcap·tanh(logit / softcap); None: they were not capped.
         alibi: slopes (B, Hq) of linear biases, float32, any strides; None: there were none.
+        bias: the forward's bias or mask, (1|B, 1|Hq, 1|Nq, Nk), any strides, or None.
+        sink: the forward's sinks, (Hq,), or None.
+        needs_bias_grad: whether to compute the gradient of a floating bias.
+        needs_sink_grad: whether to compute that of sinks.
 
     Returns:
-        dq, dk, dv: shaped like q, k, v, laid out as B,N,H,D in memory.
+        dq, dk, dv, dbias, dsink: the first three shaped like q, k, v, laid out as B,N,H,D in memory, the others shaped like
+        bias and sink, contiguous, or None.
     """
     batch, heads_q, seqlen_q, head_dim = q.shape
     heads_kv, seqlen_k = k.shape[1], k.shape[2]
@@ -86,6 +101,7 @@ def attention_backward(
         "WINDOW": first_offset is not None,
         "SOFTCAP": softcap is not None,
         "ALIBI": alibi is not None,
+        "BIAS": bias_kind(bias),
         "SIGNED": scale <= 0.0,
         "BLOCK_D": block_d,
         "BLOCK_DV": block_dv,
@@ -99,6 +115,8 @@ def attention_backward(
         "enable_fp_fusion": False,  # see the module's docstring: the exponent's difference must not be contracted
     }
     slopes = rows_lse if alibi is None else alibi
+    bias_view = expanded_bias(bias, q, k)
+    scores_of = (slopes, *with_strides(bias_view, 4))
     strides = (*q.stride(), *k.stride(), *v.stride(), *dout.stride())
     offsets = (0 if offset is None else offset for offset in (causal_offset, first_offset))
     sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, scale_bits(scale), scale_bits(softcap or 0.0))
@@ -108,6 +126,10 @@ def attention_backward(
         rows, keys = tile.block_m, tile.block_n
         return (q, rows, block_d), (k, keys, block_d), (v, keys, block_dv), (dout, rows, block_dv)
 
+    def wide(tile: TileConfig, *others: TileOf) -> bool:
+        biases = () if bias_view is None else ((bias_view, tile.block_m, tile.block_n),)
+        return needs_wide_offsets(*sources_of(tile), *biases, *others)
+
     key_programs = triton.cdiv(seqlen_k, dkdv_tile.block_n) * batch * heads_kv
     if key_programs:
         tile = dkdv_tile
@@ -115,11 +137,11 @@ def attention_backward(
         sources, has_descriptors = tile_sources(*tiles, products=products)
         section = max(1, heads_at_once(q, 1, batch * heads_q) // max(1, group_size))
         dkdv_kernel[(key_programs,)](
-            *sources, rows_lse, rows_delta, slopes, dk, dv, *strides, *dk.stride(), *alibi_strides(alibi),
+            *sources, rows_lse, rows_delta, *scores_of, dk, dv, *strides, *dk.stride(), *alibi_strides(alibi),
             heads_kv, group_size, section, *sizes,
-            WIDE=needs_wide_offsets(*tiles, (dk, tile.block_n, block_d), (dv, tile.block_n, block_dv)),
+            WIDE=wide(tile, (dk, tile.block_n, block_d), (dv, tile.block_n, block_dv)),
             DESCRIPTORS=has_descriptors,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=stages_of(tile, bias), **options,
         )  # fmt: skip
     query_programs = triton.cdiv(seqlen_q, dq_tile.block_m) * batch * heads_q
     if query_programs:
@@ -127,9 +149,15 @@ def attention_backward(
         tiles = sources_of(tile)
         sources, has_descriptors = tile_sources(*tiles, products=products)
         dq_kernel[(query_programs,)](
-            *sources, rows_lse, rows_delta, slopes, dq, *strides, *dq.stride(), *alibi_strides(alibi),
+            *sources, rows_lse, rows_delta, *scores_of, dq, *strides, *dq.stride(), *alibi_strides(alibi),
             heads_q, group_size, heads_at_once(k, group_size, batch * heads_q), *sizes,
-            WIDE=needs_wide_offsets(*tiles, (dq, tile.block_m, block_d)), DESCRIPTORS=has_descriptors,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
+            WIDE=wide(tile, (dq, tile.block_m, block_d)), DESCRIPTORS=has_descriptors,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=stages_of(tile, bias), **options,
         )  # fmt: skip
-    return dq, dk, dv
+    dbias = dsink = None
+    if needs_bias_grad and bias is not None and bias.is_floating_point():
+        inputs = dout, q, k, v, rows_lse, rows_delta
+        dbias = bias_gradient(*inputs, bias, alibi, dq_tile, output_dtype, sizes, options)
+    if needs_sink_grad and sink is not None:
+        dsink = sink_gradient(rows_lse, rows_delta, sink, output_dtype)
+    return dq, dk, dv, dbias, dsink

@@ -16,6 +16,7 @@ from flashverify_kernels.primitives import (
     tanh_and_slope,
     unpack_scale,
     unpack_softcap,
+    with_bias,
 )
 
 
@@ -47,12 +48,19 @@ def accumulate_dkdv(
     scale,
     alibi,
     query_places,
+    bias_base,
+    stride_bm,
+    stride_bn,
+    inverse,
+    keys_left,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     CHECK_D: tl.constexpr,
@@ -79,7 +87,14 @@ def accumulate_dkdv(
             scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         if ALIBI:
             scores = biased(scores, alibi, (queries + query_places)[None, :], keys[:, None], ACCUMULATOR)
+        if BIAS:
+            scores = with_bias(
+                scores, bias_base, 0, start, stride_bn, stride_bm, keys_left, rows_left, inverse,
+                BIAS, BLOCK_N, BLOCK_M, True, True, WIDE, ACCUMULATOR, BF16,
+            )  # fmt: skip
         p = probabilities(scores, lse[None, :], scale)
+        if BIAS:
+            p = tl.where(scores == float("-inf"), 0.0, p)  # in a row that sees no key too, whose lse is -inf
         if MASKED:
             if CAUSAL:
                 seen = keys[:, None] <= queries[None, :] + causal_offset
@@ -95,6 +110,8 @@ def accumulate_dkdv(
         ds = p * (dp - delta[None, :])
         if SOFTCAP:
             ds = ds * slope
+        if BIAS:
+            ds = tl.where(p == 0.0, 0.0, ds)
         dk = tl.dot(as_operand(ds, STORAGE, BF16), q, dk, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     return dk, dv
 
@@ -108,6 +125,11 @@ def dkdv_kernel(
     rows_lse_ptr,
     rows_delta_ptr,
     slopes_ptr,
+    bias_ptr,
+    stride_bb,
+    stride_bh,
+    stride_bm,
+    stride_bn,
     dk_ptr,
     dv_ptr,
     stride_qb,
@@ -147,6 +169,7 @@ def dkdv_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    BIAS: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -209,6 +232,9 @@ def dkdv_kernel(
         full_end = tl.maximum(full_begin, full_end)
 
     query_places = seqlen_k - seqlen_q  # of query 0
+    inverse = 0.0
+    if BIAS:
+        inverse = 1.0 / logit_scale
     dk = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
     dv = tl.zeros((BLOCK_N, BLOCK_DV), ACCUMULATOR)
     for member in range(0, group_size):
@@ -219,13 +245,18 @@ def dkdv_kernel(
         alibi = 0.0
         if ALIBI:
             alibi = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
+        bias_base = 0
+        if BIAS:
+            bias_base = head_base(bias_ptr, batch, head, stride_bb, stride_bh, False)
+            bias_base += tl.cast(first_key, tl.int64) * stride_bn
         if CAUSAL:
             dk, dv = accumulate_dkdv(
                 dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
                 stride_qn, stride_qd, stride_gn, stride_gd,
                 begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim, value_dim,
                 causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                bias_base, stride_bm, stride_bn, inverse, keys_left,
+                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
                 WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
         dk, dv = accumulate_dkdv(
@@ -233,7 +264,8 @@ def dkdv_kernel(
             stride_qn, stride_qd, stride_gn, stride_gd,
             full_begin, full_end, keys, seqlen_q, head_dim, value_dim,
             causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-            False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            bias_base, stride_bm, stride_bn, inverse, keys_left,
+            False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
         if WINDOW:
@@ -242,7 +274,8 @@ def dkdv_kernel(
                 stride_qn, stride_qd, stride_gn, stride_gd,
                 full_end, end, keys, seqlen_q, head_dim, value_dim,
                 causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_M, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                bias_base, stride_bm, stride_bn, inverse, keys_left,
+                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
                 WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
 

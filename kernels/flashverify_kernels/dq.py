@@ -17,6 +17,7 @@ from flashverify_kernels.primitives import (
     tanh_and_slope,
     unpack_scale,
     unpack_softcap,
+    with_bias,
 )
 
 
@@ -47,11 +48,18 @@ def accumulate_dq(
     scale,
     alibi,
     query_places,
+    bias_base,
+    stride_bm,
+    stride_bn,
+    inverse,
+    rows_left,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -80,11 +88,20 @@ def accumulate_dq(
             scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         if ALIBI:
             scores = biased(scores, alibi, query_places[:, None], (start + tl.arange(0, BLOCK_N))[None, :], ACCUMULATOR)
+        if BIAS:
+            scores = with_bias(
+                scores, bias_base, 0, start, stride_bm, stride_bn, rows_left, keys_left, inverse,
+                BIAS, BLOCK_M, BLOCK_N, True, MASKED, WIDE, ACCUMULATOR, BF16,
+            )  # fmt: skip
         p = probabilities(scores, lse[:, None], scale)
+        if BIAS:
+            p = tl.where(scores == float("-inf"), 0.0, p)  # in a row that sees no key too, whose lse is -inf
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         ds = p * (dp - delta[:, None])
         if SOFTCAP:
             ds = ds * slope
+        if BIAS:
+            ds = tl.where(p == 0.0, 0.0, ds)
         if MASKED:
             keys = start + tl.arange(0, BLOCK_N)
             seen = (keys < seqlen_k)[None, :]
@@ -106,6 +123,11 @@ def dq_kernel(
     rows_lse_ptr,
     rows_delta_ptr,
     slopes_ptr,
+    bias_ptr,
+    stride_bb,
+    stride_bh,
+    stride_bm,
+    stride_bn,
     dq_ptr,
     stride_qb,
     stride_qh,
@@ -144,6 +166,7 @@ def dq_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    BIAS: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -203,27 +226,35 @@ def dq_kernel(
     if ALIBI:
         alibi = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
         query_places = query_rows + (seqlen_k - seqlen_q)
+    inverse = 0.0
+    bias_base = 0
+    if BIAS:
+        inverse = 1.0 / logit_scale
+        bias_base = head_base(bias_ptr, batch, head, stride_bb, stride_bh, False) + tl.cast(first_row, tl.int64) * stride_bm
     dq = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
     if WINDOW:
         dq = accumulate_dq(
             dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
             begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
             causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            bias_base, stride_bm, stride_bn, inverse, rows_left,
+            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
         full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
         causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        bias_base, stride_bm, stride_bn, inverse, rows_left,
+        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     dq = accumulate_dq(
         dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
         full_end, end, query_rows, seqlen_k, head_dim, value_dim,
         causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        bias_base, stride_bm, stride_bn, inverse, rows_left,
+        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 

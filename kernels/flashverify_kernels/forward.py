@@ -4,7 +4,9 @@
     out = acc / l,   lse = m·scale + ln l
 
 A soft cap c makes logits c·tanh(S·scale / c): tanh then takes the place of S above, and c that of scale. A linear bias (ALiBi,
-Press et al., arXiv 2108.12409) lowers S by slope / scale times the distance of key and query.
+Press et al., arXiv 2108.12409) lowers S by slope / scale times the distance of key and query. Another additive bias adds
+bias·(1 / scale) to S, and a mask puts -inf in its place. A sink s (Xiao et al., arXiv 2309.17453) starts m at s·(1 / scale) and
+l at 1: it is part of the sum and of no product.
 
 The online softmax is that of Milakov and Gimelshein (arXiv 1805.02867), its tiling that of FlashAttention-2 (Dao,
 arXiv 2307.08691). The maximum is taken of the raw scores and subtracted before scaling: p <= 1 whatever the size of the logits,
@@ -21,13 +23,16 @@ from flashverify_kernels.launch import (
     UNSPECIALIZED,
     accumulator_of,
     alibi_strides,
+    bias_kind,
     dot_precision,
+    expanded_bias,
     heads_at_once,
     needs_wide_offsets,
     output_like,
     scale_bits,
     storage_of,
     tile_sources,
+    with_strides,
 )
 from flashverify_kernels.primitives import (
     LN2,
@@ -38,12 +43,14 @@ from flashverify_kernels.primitives import (
     head_base,
     key_limits,
     load_tile,
+    logit_at,
     store_tile,
     tanh_and_slope,
     unpack_scale,
     unpack_softcap,
+    with_bias,
 )
-from flashverify_kernels.tiles import TileConfig, padded_head_dim
+from flashverify_kernels.tiles import TileConfig, padded_head_dim, stages_of
 
 
 @triton.jit
@@ -72,11 +79,18 @@ def attend(
     exponent_scale,
     slope,
     query_places,
+    bias_base,
+    stride_bm,
+    stride_bn,
+    inverse,
+    rows_left,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -101,6 +115,11 @@ def attend(
             scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         if ALIBI:
             scores = biased(scores, slope, query_places[:, None], (start + tl.arange(0, BLOCK_N))[None, :], ACCUMULATOR)
+        if BIAS:
+            scores = with_bias(
+                scores, bias_base, 0, start, stride_bm, stride_bn, rows_left, keys_left, inverse,
+                BIAS, BLOCK_M, BLOCK_N, True, MASKED, WIDE, ACCUMULATOR, BF16,
+            )  # fmt: skip
         if MASKED:
             keys = start + tl.arange(0, BLOCK_N)
             seen = (keys < seqlen_k)[None, :]
@@ -111,7 +130,7 @@ def attend(
             scores = tl.where(seen, scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         # A row that has seen no key keeps -inf as its maximum; -inf - 0 is defined, -inf - (-inf) is not.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED else new_max
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED or BIAS else new_max
         p = tl.exp2((scores - shift[:, None]) * exponent_scale)
         rescale = tl.exp2((running_max - shift) * exponent_scale)
         running_sum = running_sum * rescale + tl.sum(p, 1)
@@ -133,6 +152,13 @@ def forward_kernel(
     out_ptr,
     lse_ptr,
     slopes_ptr,
+    bias_ptr,
+    stride_bb,
+    stride_bh,
+    stride_bm,
+    stride_bn,
+    sink_ptr,
+    stride_sh,
     stride_qb,
     stride_qh,
     stride_qn,
@@ -165,6 +191,8 @@ def forward_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    BIAS: tl.constexpr,
+    SINK: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -202,6 +230,12 @@ def forward_kernel(
     if ALIBI:
         slope = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, scale, ACCUMULATOR)
         query_places = query_rows + (seqlen_k - seqlen_q)
+    inverse = 0.0
+    if BIAS or SINK:
+        inverse = 1.0 / scale
+    bias_base = 0
+    if BIAS:
+        bias_base = head_base(bias_ptr, batch, head, stride_bb, stride_bh, False) + tl.cast(first_row, tl.int64) * stride_bm
     value_dim = head_dim
     if VALUE_DIM:
         value_dim = VALUE_DIM
@@ -223,13 +257,19 @@ def forward_kernel(
     accumulator = tl.zeros((BLOCK_M, BLOCK_DV), ACCUMULATOR)
     running_max = tl.full((BLOCK_M,), float("-inf"), ACCUMULATOR)
     running_sum = tl.zeros((BLOCK_M,), ACCUMULATOR)
+    if SINK:
+        sink = logit_at(sink_ptr, head * stride_sh, ACCUMULATOR, BF16)
+        sink_score = sink * inverse
+        running_max = tl.zeros((BLOCK_M,), ACCUMULATOR) + sink_score
+        running_sum = tl.where(running_max == float("-inf"), running_sum, 1.0)
     if WINDOW:
         accumulator, running_max, running_sum = attend(
             accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
             stride_kn, stride_kd, stride_vn, stride_vd,
             begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
             causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
-            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            bias_base, stride_bm, stride_bn, inverse, rows_left,
+            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
     accumulator, running_max, running_sum = attend(
@@ -237,7 +277,8 @@ def forward_kernel(
         stride_kn, stride_kd, stride_vn, stride_vd,
         full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
         causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
-        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        bias_base, stride_bm, stride_bn, inverse, rows_left,
+        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
     accumulator, running_max, running_sum = attend(
@@ -245,7 +286,8 @@ def forward_kernel(
         stride_kn, stride_kd, stride_vn, stride_vd,
         full_end, end, query_rows, seqlen_k, head_dim, value_dim,
         causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
-        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+        bias_base, stride_bm, stride_bn, inverse, rows_left,
+        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
         WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
     )  # fmt: skip
 
@@ -253,6 +295,8 @@ def forward_kernel(
     divisor = tl.where(saw_no_key, 1.0, running_sum)
     out = accumulator / divisor[:, None]
     lse = tl.where(saw_no_key, float("-inf"), running_max * scale + tl.log2(divisor) * LN2)
+    if SINK:  # not scaled back where it is the maximum: a row that sees no key has the sink itself as its lse
+        lse = tl.where(running_max == sink_score, sink + tl.log2(divisor) * LN2, lse)
 
     out_base = head_base(out_ptr, batch, head, stride_ob, stride_oh, False)
     store_tile(out_base, out, first_row, stride_on, stride_od, rows_left, value_dim, BLOCK_M, BLOCK_DV, WIDE, BF16)
@@ -272,6 +316,8 @@ def attention_forward(
     output_dtype: torch.dtype | None = None,
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
@@ -287,6 +333,9 @@ def attention_forward(
         output_dtype: dtype that out is rounded to; None: that of q.
         softcap: logits become softcap·tanh(logit / softcap); None: they stay.
         alibi: slopes (B, Hq), float32, any strides: logits are lowered by slope·|i + Nk - Nq - j|; None: they stay.
+        bias: (1|B, 1|Hq, 1|Nq, Nk), any strides: of q's dtype or lse's, added to logits after a cap and slopes, -inf hiding a
+            pair; or bool, False hiding it; None: logits stay.
+        sink: one more logit for each head's denominators, (Hq,), of q's dtype or lse's; None: there is none.
 
     Returns:
         out (B, Hq, Nq, Dv), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
@@ -303,8 +352,10 @@ def attention_forward(
     tiles = ((q, tile.block_m, block_d), (k, tile.block_n, block_d), (v, tile.block_n, block_dv))
     products = batch * heads_q * seqlen_q * seqlen_k * head_dim
     sources, has_descriptors = tile_sources(*tiles, products=products)
+    bias_view = expanded_bias(bias, q, k)
+    bias_tiles = () if bias_view is None else ((bias_view, tile.block_m, tile.block_n),)
     forward_kernel[(programs,)](
-        *sources, out, lse, lse if alibi is None else alibi,
+        *sources, out, lse, lse if alibi is None else alibi, *with_strides(bias_view, 4), *with_strides(sink, 1),
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *alibi_strides(alibi),
         heads_q, heads_q // heads_kv, heads_at_once(k, heads_q // heads_kv, batch * heads_q), seqlen_q, seqlen_k, head_dim,
         0 if causal_offset is None else causal_offset,
@@ -315,6 +366,8 @@ def attention_forward(
         WINDOW=first_offset is not None,
         SOFTCAP=softcap is not None,
         ALIBI=alibi is not None,
+        BIAS=bias_kind(bias),
+        SINK=sink is not None,
         SIGNED=scale <= 0.0,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
@@ -323,13 +376,14 @@ def attention_forward(
         CHECK_D=block_d != head_dim,
         CHECK_DV=block_dv != value_dim,
         VALUE_DIM=0 if value_dim == head_dim else value_dim,
-        WIDE=needs_wide_offsets(*tiles, (out, tile.block_m, block_dv)),
+        WIDE=needs_wide_offsets(*tiles, (out, tile.block_m, block_dv), *bias_tiles),
         DESCRIPTORS=has_descriptors,
         STORAGE=storage_of(q.dtype),
         ACCUMULATOR=storage_of(lse.dtype),
         PRECISION=dot_precision(precision),
         BF16=EMULATE_BF16 and q.dtype == torch.bfloat16,
+        enable_fp_fusion=bias is None,  # the backward pass recomputes biased scores without contraction
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_stages=stages_of(tile, bias),
     )  # fmt: skip
     return out, lse

@@ -72,6 +72,26 @@ def alibi_strides(slopes: torch.Tensor | None) -> tuple[int, int]:
     return (0, 0) if slopes is None else (slopes.stride(0), slopes.stride(1))
 
 
+def bias_kind(bias: torch.Tensor | None) -> int:
+    """0 where there is no bias, else `ADDITIVE` or `BOOLEAN` of `primitives.py`."""
+    if bias is None:
+        return 0
+    return 2 if bias.dtype == torch.bool else 1
+
+
+def expanded_bias(bias: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor | None:
+    """A bias (1|B, 1|Hq, 1|Nq, Nk) as (B, Hq, Nq, Nk) without a copy, of bytes if it is a mask; None stays None."""
+    if bias is None:
+        return None
+    expanded = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    return expanded.view(torch.uint8) if bias.dtype == torch.bool else expanded
+
+
+def with_strides(x: torch.Tensor | None, axes: int) -> tuple[torch.Tensor | int | None, ...]:
+    """A tensor and its strides as arguments of a kernel; Nones, which compile to nothing, where it is absent."""
+    return (None,) * (1 + axes) if x is None else (x, *x.stride())
+
+
 CACHE_BYTES = 2**25
 """What the tensors of one section of heads may take: about half of the second-level cache of an H200."""
 

@@ -31,6 +31,8 @@ def attention(
     scale: float,
     softcap: float | None,
     alibi: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    sink: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -39,7 +41,8 @@ def attention(
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
     tile = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles).forward
     with _on_device_of(q):
-        return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, softcap=softcap, alibi=alibi)
+        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
+        return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, **features)
 
 
 @attention.register_fake
@@ -50,6 +53,8 @@ def _(
     scale: float,
     softcap: float | None,
     alibi: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    sink: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
@@ -70,18 +75,26 @@ def backward(
     scale: float,
     softcap: float | None,
     alibi: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    sink: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
+    needs_bias_grad: bool,
+    needs_sink_grad: bool,
     tiles: list[int] | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention's dq, dk, dv (B,H,N,D); see `backward.attention_backward`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention's dq, dk, dv (B,H,N,D), and dbias and dsink, of size 0 unless needed; see `backward.attention_backward`."""
     chosen = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles)
     with _on_device_of(q):
         limits = causal_offset, first_offset
-        return attention_backward(
-            dout, dlse, q, k, v, out, lse, scale, *limits, precision, chosen.dkdv, chosen.dq, softcap=softcap, alibi=alibi
+        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
+        needs = {"needs_bias_grad": needs_bias_grad, "needs_sink_grad": needs_sink_grad}
+        tensors = dout, dlse, q, k, v, out, lse
+        dq, dk, dv, dbias, dsink = attention_backward(
+            *tensors, scale, *limits, precision, chosen.dkdv, chosen.dq, **features, **needs
         )
+        return dq, dk, dv, *(q.new_empty(0) if x is None else x for x in (dbias, dsink))
 
 
 @backward.register_fake
@@ -96,27 +109,37 @@ def _(
     scale: float,
     softcap: float | None,
     alibi: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    sink: torch.Tensor | None,
     causal_offset: int | None,
     first_offset: int | None,
     precision: str,
+    needs_bias_grad: bool,
+    needs_sink_grad: bool,
     tiles: list[int] | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return output_like(q), output_like(k), output_like(v)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if needs_bias_grad else q.new_empty(0)
+    dsink = torch.empty_like(sink, memory_format=torch.contiguous_format) if needs_sink_grad else q.new_empty(0)
+    return output_like(q), output_like(k), output_like(v), dbias, dsink
 
 
 def _save(ctx, inputs, output) -> None:
-    q, k, v, scale, softcap, alibi, *options = inputs
+    q, k, v, scale, softcap, alibi, bias, sink, *options = inputs
     ctx.scale, ctx.softcap, ctx.options = scale, softcap, options
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, alibi, *output)
+    ctx.save_for_backward(q, k, v, alibi, bias, sink, *output)
 
 
 def _differentiate(ctx, dout, dlse):
-    q, k, v, alibi, out, lse = ctx.saved_tensors
+    q, k, v, alibi, bias, sink, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    options = (ctx.scale, ctx.softcap, alibi, *ctx.options)
-    return *backward(dout, dlse, q, k, v, out, lse, *options), *(None for _ in options)
+    features = (ctx.scale, ctx.softcap, alibi, bias, sink)
+    *options, tiles = ctx.options
+    needs = ctx.needs_input_grad[6:8]
+    dq, dk, dv, *others = backward(dout, dlse, q, k, v, out, lse, *features, *options, *needs, tiles)
+    dbias, dsink = (x if needed else None for x, needed in zip(others, needs, strict=True))
+    return dq, dk, dv, None, None, None, dbias, dsink, *(None for _ in ctx.options)
 
 
 attention.register_autograd(_differentiate, setup_context=_save)

@@ -13,6 +13,8 @@ import triton.language as tl
 LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))
 LN2: tl.constexpr = tl.constexpr(math.log(2.0))
 QUIET_NAN_BF16: tl.constexpr = tl.constexpr(0x7FC0)
+ADDITIVE: tl.constexpr = tl.constexpr(1)  # kinds of bias; none is 0
+BOOLEAN: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
@@ -75,6 +77,58 @@ def alibi_slope(slopes_ptr, batch, head, stride_batch, stride_head, multiplier, 
 def biased(scores, slope, query_places, keys, ACCUMULATOR: tl.constexpr):
     """Scores less slope·|distance|; query_places (the keys at which queries stand) and keys broadcast against them."""
     return scores - tl.abs(query_places - keys).to(ACCUMULATOR) * slope
+
+
+@triton.jit
+def logit_at(source, place, ACCUMULATOR: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """One logit, such as a head's sink, as an ACCUMULATOR."""
+    logit = tl.load(source + place)
+    if EMULATE_BF16 and source.dtype.element_ty == tl.bfloat16:
+        logit = bf16_to_fp32(logit)
+    return logit.to(ACCUMULATOR)
+
+
+@triton.jit
+def with_bias(
+    scores,
+    source,
+    first_row,
+    first_column,
+    stride_row,
+    stride_column,
+    rows_left,
+    columns_left,
+    inverse,
+    BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHECK_ROWS: tl.constexpr,
+    CHECK_COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):
+    """Scores (ROWS, COLUMNS) with what a bias says of them: ADDITIVE adds inverse·bias, BOOLEAN makes them -inf where it is 0.
+
+    `source` points to the bias of one head, and `inverse` is one over what multiplies scores. Hidden scores are -inf
+    whatever they were: adding -inf to a NaN or to +inf would not hide it.
+    """
+    pointer = source + tl.cast(first_column, tl.int64) * stride_column
+    if EMULATE_BF16 and source.dtype.element_ty == tl.bfloat16:
+        bias = load_tile(
+            pointer, 0, 0, first_row, stride_row, stride_column, rows_left, columns_left,
+            ROWS, COLUMNS, CHECK_ROWS, CHECK_COLUMNS, WIDE, False, True,
+        )  # fmt: skip
+    else:
+        bias = load_tile(
+            pointer, 0, 0, first_row, stride_row, stride_column, rows_left, columns_left,
+            ROWS, COLUMNS, CHECK_ROWS, CHECK_COLUMNS, WIDE, False, False,
+        )  # fmt: skip
+    if BIAS == BOOLEAN:
+        return tl.where(bias != 0, scores, float("-inf"))
+    else:
+        bias = bias.to(ACCUMULATOR)
+        return tl.where(bias == float("-inf"), float("-inf"), scores + bias * inverse)
 
 
 @triton.jit

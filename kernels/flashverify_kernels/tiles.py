@@ -252,6 +252,15 @@ def tiles_for(
     return entry(architecture(device), dtype, head_dim, value_dim, masked, precision)
 
 
+BIASED_STAGES = 2
+"""Pipeline stages of a kernel that loads a bias too, at most: a tile of it takes shared memory in each of them."""
+
+
+def stages_of(tile: TileConfig, bias: torch.Tensor | None) -> int:
+    """How many stages a kernel's loop over tiles is pipelined in."""
+    return tile.num_stages if bias is None else min(tile.num_stages, BIASED_STAGES)
+
+
 def unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why a device has no tiles for a dtype and head size, or None.
 

@@ -20,10 +20,11 @@ def unrounded_attention(
     scale: float,
     causal_offset: int | None,
     first_offset: int | None = None,
-    precision: str = "ieee",
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    bias: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, ...]:
     """Forward and backward with float32 outputs.
 
     Args:
@@ -35,27 +36,29 @@ def unrounded_attention(
         scale: softmax scale.
         causal_offset: query i sees no key after i + causal_offset; None: no such limit.
         first_offset: query i sees no key before i + first_offset; None: no such limit.
-        precision: Triton's input precision of float32 products.
         softcap: logits become softcap·tanh(logit / softcap); None: they stay.
         alibi: slopes (B, Hq) of linear biases, float32; None: there are none.
+        bias: (1|B, 1|Hq, 1|Nq, Nk), of q's dtype, float32 or bool, any strides; None: there is none.
+        sink: (Hq,), of q's dtype or float32; None: there is none.
 
     Returns:
-        out, lse, dq, dk, dv, all float32.
+        out, lse, dq, dk, dv, dbias, dsink, all float32; the last two are None where there is no floating bias, or no sink.
 
     Raises:
         ValueError: if q is neither float16 nor bfloat16: other dtypes have no final rounding to leave out.
     """
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"q: got {q.dtype}, accepted are torch.float16 and torch.bfloat16")
-    tiles = tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], is_masked(causal_offset, first_offset), precision)
+    tiles = tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], is_masked(causal_offset, first_offset), "ieee")
     with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
         visible = (causal_offset, first_offset)
-        forward = (q, k, v, scale, *visible, precision, tiles.forward)
-        feature = {"softcap": softcap, "alibi": alibi}
+        forward = (q, k, v, scale, *visible, "ieee", tiles.forward)
+        feature = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
+        needs = {"needs_bias_grad": True, "needs_sink_grad": True}
         options = {"output_dtype": torch.float32, **feature}
         seen, _ = attention_forward(*forward, **options)
         out, lse = attention_forward(*forward, **feature)
         gradients = attention_backward(
-            dout, dlse, q, k, v, out, lse, scale, *visible, precision, tiles.dkdv, tiles.dq, **options
+            dout, dlse, q, k, v, out, lse, scale, *visible, "ieee", tiles.dkdv, tiles.dq, **options, **needs
         )
     return seen, lse, *gradients

@@ -5,8 +5,9 @@
 Triton compiles for any target; only loading the binary wants a driver. A stand-in driver names the target, launches become
 warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head size:causal, with a layout behind it if it is
 not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous tensors that are loaded by tensor
-descriptors, a name of SPLIT for them with float32 products of that precision, "window" for them with a sliding window,
-"softcap" and "alibi" for them with a soft cap and with linear biases. A head size "192x128" is that of q and k, and that of v.
+descriptors, a name of SPLIT for them with float32 products of that precision, and a name of FEATURES for them with a sliding
+window, a soft cap, linear biases, a bias of q's dtype or of lse's ("long-bias") and its gradient, a boolean mask, or sinks and
+their gradient. A head size "192x128" is that of q and k, and that of v.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import triton
 from flashverify_kernels import launch as launching
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
+from flashverify_kernels.launch import accumulator_of
 from flashverify_kernels.tiles import entry as tiles_of
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
@@ -60,7 +62,7 @@ LAYOUTS = {
     "every-other": lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2],
     "along-n": lambda x: x.mT.contiguous().mT,
 }
-FEATURES = ("window", "softcap", "alibi")
+FEATURES = ("window", "softcap", "alibi", "bias", "long-bias", "mask", "sink")
 SPLIT = ("bf16x6", "tf32x3")
 """Precisions of float32 whose products are made of pieces."""
 
@@ -107,8 +109,15 @@ def compile_entry(
         tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))
         q, k, v, dout = tensors
         visible = (0 if causal else None, -20 if layout == "window" else None)
-        features = {"softcap": 30.0 if layout == "softcap" else None, "alibi": torch.ones(1, 2) if layout == "alibi" else None}
+        bias_dtype = {"bias": torch_dtype, "long-bias": accumulator_of(torch_dtype), "mask": torch.bool}.get(layout)
+        features = {
+            "softcap": 30.0 if layout == "softcap" else None,
+            "alibi": torch.ones(1, 2) if layout == "alibi" else None,
+            "bias": None if bias_dtype is None else torch.zeros(1, 2, 64, 64, dtype=bias_dtype),
+            "sink": torch.zeros(2, dtype=torch_dtype) if layout == "sink" else None,
+        }
         out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward, **features)
+        features |= {"needs_bias_grad": True, "needs_sink_grad": True}
         attention_backward(dout, lse, q, k, v, out, lse, 0.5, *visible, precision, tiles.dkdv, tiles.dq, **features)
     finally:
         jit.JITFunction.run = launch

@@ -27,7 +27,7 @@ class Attention:
     """Results (B, H, N, D) and (B, H, N), each with the largest distance that a float64 kernel may have from it.
 
     Attributes:
-        values: out, lse, dq, dk, dv by name.
+        values: out, lse, dq, dk, dv by name; dbias and dsink, where there are a floating bias and sinks.
         allowed: the distances, by the same names.
     """
 
@@ -65,8 +65,12 @@ def attention(
     first_offset: int | None = None,
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
 ) -> Attention:
     """Forward and backward of q (B, Hq, Nq, D), k and v (B, Hkv, Nk, D), from the definition.
+
+    bias: (1|B, 1|Hq, 1|Nq, Nk), floating or bool; sink: (Hq,).
 
     The products of one tensor's absolute values stand beside every product: that is what its rounding error is measured in.
     """
@@ -83,23 +87,33 @@ def attention(
     if softcap is not None:
         tanh, slope = torch.tanh(scores / softcap), torch.cosh((scores / softcap).clamp(-300, 300)) ** -2
         scores = softcap * tanh
-    bias = torch.zeros_like(scores)
+    bias_size = torch.zeros_like(scores)
     if alibi is not None:
         places = torch.arange(seqlen_q, device=q.device)[:, None] + seqlen_k - seqlen_q
-        bias = -alibi.double()[..., None, None] * (places - torch.arange(seqlen_k, device=q.device)).abs()
-        scores = scores + bias
+        slopes_times = alibi.double()[..., None, None] * (places - torch.arange(seqlen_k, device=q.device)).abs()
+        bias_size, scores = slopes_times.abs(), scores - slopes_times
+    if bias is not None:
+        seen = seen & (bias if bias.dtype == torch.bool else bias != -math.inf)
+        if bias.dtype != torch.bool:
+            added = bias.detach().double().masked_fill(bias == -math.inf, 0.0)
+            bias_size, scores = bias_size + added.abs(), scores + added
     scores = scores.masked_fill(~seen, -math.inf)
     lse = torch.logsumexp(scores, -1)
+    sinks = None if sink is None else sink.detach().double()[None, :, None]
+    if sinks is not None:
+        lse = torch.logaddexp(lse, sinks)
     p = torch.exp(scores - torch.where(lse == -math.inf, 0.0, lse)[..., None])
     out = p @ v
 
     # The largest |scale|·Σ|q||k| of a row bounds its scores, their distance from the row's maximum, and lse up to log(Nk).
-    # A cap moves no score by more than it was moved, and is itself a few roundings off.
-    sizes = (abs(scale) * (q.abs() @ k.abs().mT) + (softcap or 0.0) * tanh.abs() + bias.abs()) * seen
+    # A sink counts like one more score. A cap moves no score by more than it was moved, and is itself a few roundings off.
+    sizes = (abs(scale) * (q.abs() @ k.abs().mT) + (softcap or 0.0) * tanh.abs() + bias_size) * seen
     size = sizes.amax(-1, keepdim=True) if seqlen_k else torch.zeros_like(lse)[..., None]
+    if sinks is not None:
+        size = torch.maximum(size, torch.where(sinks == -math.inf, 0.0, sinks.abs())[..., None])
     weight_error = torch.expm1(gamma(2 * head_dim + _CONSTANT) * size) + gamma(5 * seqlen_k + _CONSTANT)
     out_error = 2.0 * weight_error * (p @ v.abs())
-    lse_size = torch.where(seen.any(-1), size.squeeze(-1) + math.log(max(seqlen_k, 1)), 0.0)
+    lse_size = torch.where(lse > -math.inf, size.squeeze(-1) + math.log(seqlen_k + 1), 0.0)
     lse_error = weight_error.squeeze(-1) + gamma(_CONSTANT) * lse_size
 
     p_error = (torch.expm1(lse_error) + weight_error.squeeze(-1) + gamma(_CONSTANT) * lse_size)[..., None]
@@ -109,6 +123,18 @@ def attention(
     difference_size = dout.abs() @ v.abs().mT + delta_size
     difference_error = gamma(head_dim + _CONSTANT) * difference_size + (dout.abs() * out_error).sum(-1, keepdim=True)
     ds_error = p * (2.0 * p_error * difference_size + difference_error)
+    values, errors = {}, {}
+    if bias is not None and bias.dtype != torch.bool:
+        summed = math.prod(ds.shape) // max(1, bias.numel())
+        values["dbias"] = ds.sum_to_size(bias.shape)
+        errors["dbias"] = (ds_error + gamma(summed + _CONSTANT) * ds.abs()).sum_to_size(bias.shape)
+    if sinks is not None:
+        weight = torch.where(lse > -math.inf, torch.exp(sinks - lse), 0.0)
+        delta_error = (dout.abs() * out_error).sum(-1) + gamma(v.shape[3] + _CONSTANT) * delta_size.squeeze(-1)
+        terms = weight * delta.squeeze(-1)
+        terms_error = weight * (p_error.squeeze(-1) * delta_size.squeeze(-1) + delta_error)
+        values["dsink"] = -terms.sum((0, 2))
+        errors["dsink"] = (terms_error + gamma(terms.shape[0] * seqlen_q + _CONSTANT) * terms.abs()).sum((0, 2))
     if softcap is not None:
         slope_error = 2.0 * gamma(2 * head_dim + _CONSTANT) * (sizes / softcap + 1.0)
         ds_error = ds_error * (slope + slope_error) + ds.abs() * slope_error
@@ -124,7 +150,7 @@ def attention(
     def per_key_head(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(1, (-1, group)).sum(2)
 
-    values = {"out": out, "lse": lse, "dq": dq, "dk": per_key_head(dk), "dv": per_key_head(dv)}
+    values |= {"out": out, "lse": lse, "dq": dq, "dk": per_key_head(dk), "dv": per_key_head(dv)}
     dk_error, dv_error = per_key_head(dk_error), per_key_head(dv_error)
-    errors = {"out": out_error, "lse": lse_error, "dq": dq_error, "dk": dk_error, "dv": dv_error}
+    errors |= {"out": out_error, "lse": lse_error, "dq": dq_error, "dk": dk_error, "dv": dv_error}
     return Attention(values, {name: 2.0 * error for name, error in errors.items()})

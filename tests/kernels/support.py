@@ -12,6 +12,7 @@ from flashverify_kernels.ops import attention
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RESULTS = ("out", "lse", "dq", "dk", "dv")
+"""What `run` returns; "dbias" and "dsink" too, where there are a floating bias and sinks."""
 
 
 def draw(
@@ -43,16 +44,23 @@ def run(
     first_offset: int | None = None,
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> dict[str, torch.Tensor]:
-    """out, lse, dq, dk, dv of the operator for q, k, v, dO (B, H, N, D), strides as they are."""
+    """out, lse, dq, dk, dv of the operator for q, k, v, dO (B, H, N, D), strides as they are; dbias and dsink if any."""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    leaves = {"dq": q, "dk": k, "dv": v}
+    if bias is not None and bias.is_floating_point():
+        leaves["dbias"] = bias = bias.detach().requires_grad_()
+    if sink is not None:
+        leaves["dsink"] = sink = sink.detach().requires_grad_()
     scale = q.shape[3] ** -0.5 if scale is None else scale
     forced = None if tiles is None else tiles.flatten()
-    out, lse = attention(q, k, v, scale, softcap, alibi, causal_offset, first_offset, "ieee", forced)
+    out, lse = attention(q, k, v, scale, softcap, alibi, bias, sink, causal_offset, first_offset, "ieee", forced)
     outputs, cotangents = ((out,), (dout,)) if dlse is None else ((out, lse), (dout, dlse))
-    dq, dk, dv = torch.autograd.grad(outputs, (q, k, v), cotangents)
-    return dict(zip(RESULTS, (out.detach(), lse.detach(), dq, dk, dv), strict=True))
+    gradients = torch.autograd.grad(outputs, tuple(leaves.values()), cotangents)
+    return {"out": out.detach(), "lse": lse.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
 def differing(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> list[str]:

@@ -94,6 +94,8 @@ def test_opcheck(device: torch.device) -> None:
     shape = (1, 2, 1, 17, 20, 8)
     q, k, v, dout = draw(shape, torch.float32, device)
     leaves, alibi = [x.clone().requires_grad_() for x in (q, k, v)], slopes_of(shape, device)
-    torch.library.opcheck(operator, (*leaves, 0.5, None, alibi, 1, None, "ieee", None))
-    out, lse = operator(q, k, v, 0.5, None, alibi, 1, None, "ieee", None)
-    torch.library.opcheck(backward_operator, (dout, None, q, k, v, out, lse, 0.5, None, alibi, 1, None, "ieee", None))
+    torch.library.opcheck(operator, (*leaves, 0.5, None, alibi, None, None, 1, None, "ieee", None))
+    out, lse = operator(q, k, v, 0.5, None, alibi, None, None, 1, None, "ieee", None)
+    torch.library.opcheck(
+        backward_operator, (dout, None, q, k, v, out, lse, 0.5, None, alibi, None, None, 1, None, "ieee", False, False, None)
+    )

@@ -6,6 +6,7 @@ Each call is drawn with every argument at once, runs in float64, forward and bac
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ from tests.kernels.reference import attention
 from tests.kernels.support import draw
 
 CALLS = range(24)
+"""Calls without a bias and sinks, and as many with both."""
 
 FLASH = {
     "dropout_p": 0.0,
@@ -54,13 +56,15 @@ def test_names_order_and_defaults(function: Callable[..., object]) -> None:
     positional = {name: p for name, p in parameters.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY}
     assert tuple(positional) == (*tensors, *defaults)
     assert {name: p.default for name, p in positional.items() if name in defaults} == defaults
-    assert set(parameters) - set(positional) == {"input_precision", "tiles"}
+    ours = {"input_precision", "tiles"} | (set() if "attn_mask" in defaults else {"attn_bias", "learnable_sink"})
+    assert set(parameters) - set(positional) == ours
+    assert all(parameters[name].default is None for name in ours - {"input_precision"})
 
 
 class Call:
     """One generated call: shapes, and every argument of flash-attn's functions."""
 
-    def __init__(self, number: int, device: torch.device, *, same_length: bool, grouped: bool) -> None:
+    def __init__(self, number: int, device: torch.device, *, same_length: bool, grouped: bool, biased: bool = False) -> None:
         self.random = random.Random(number)
         pick = self.random.choice
         batch, heads_kv = pick((1, 2)), pick((1, 2))
@@ -76,6 +80,19 @@ class Call:
         slopes = torch.tensor([[self.random.uniform(-1, 1) for _ in range(heads)] for _ in range(batch)], device=device)
         self.slopes = pick((None, slopes, slopes[0]))
         self.tiles = pick((None, Tiles(*[TileConfig(16, 16)] * 3)))
+        self.bias = self._bias(device) if biased else None
+        self.sink = torch.randn(heads, dtype=torch.float64, device=device, requires_grad=True) if biased else None
+
+    def _bias(self, device: torch.device) -> torch.Tensor:
+        """A bias that broadcasts along any axes, a fifth of it -inf, or a mask of the same."""
+        batch, heads, _, seqlen_q, seqlen_k, _ = self.shape
+        sizes = [self.random.choice((1, size)) for size in (batch, heads, seqlen_q)]
+        generator = torch.Generator().manual_seed(self.random.randrange(2**32))
+        bias = torch.randn(*sizes, seqlen_k, generator=generator, dtype=torch.float64)
+        hidden = torch.rand(bias.shape, generator=generator) < 0.2
+        if self.random.choice((False, False, True)):
+            return hidden.to(device)
+        return bias.masked_fill(hidden, -math.inf).to(device).requires_grad_()
 
     @property
     def options(self) -> dict[str, object]:
@@ -89,6 +106,8 @@ class Call:
             "alibi_slopes": self.slopes,
             "deterministic": self.random.choice((False, True)),
             "return_attn_probs": True,
+            "attn_bias": self.bias,
+            "learnable_sink": self.sink,
             "input_precision": self.random.choice(("ieee", "bf16x6", "tf32x3", "tf32")),
             "tiles": self.tiles,
         }
@@ -106,13 +125,18 @@ class Call:
             first_offset=None if left is None else position - left,
             softcap=self.softcap or None,
             alibi=None if self.slopes is None else self.slopes.expand(batch, heads),
+            bias=self.bias,
+            sink=self.sink,
         )  # fmt: skip
 
     def check(self, out: torch.Tensor, lse: torch.Tensor | None, leaves: tuple[torch.Tensor, ...], top_left: bool) -> None:
-        """Fail unless out (B, H, N, D), lse, and the gradients of q, k and v are those of the definition."""
+        """Fail unless out (B, H, N, D), lse, and the gradients of all tensors are those of the definition."""
         expected = self.expected(top_left)
-        dq, dk, dv = torch.autograd.grad(out, leaves, self.dout)
-        found = {"out": out.detach(), "dq": dq, "dk": dk, "dv": dv} | ({} if lse is None else {"lse": lse.detach()})
+        named = dict(zip(("dq", "dk", "dv"), leaves, strict=True)) | {"dbias": self.bias, "dsink": self.sink}
+        named = {name: x for name, x in named.items() if x is not None and x.requires_grad}
+        gradients = torch.autograd.grad(out, tuple(named.values()), self.dout)
+        found = {"out": out.detach(), **dict(zip(named, gradients, strict=True))}
+        found |= {} if lse is None else {"lse": lse.detach()}
         assert {name: expected.worst(name, x) <= 1.0 for name, x in found.items()} == dict.fromkeys(found, True)
 
 
@@ -120,41 +144,46 @@ def leaf(x: torch.Tensor) -> torch.Tensor:
     return x.detach().clone().requires_grad_()
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("number", CALLS)
-def test_flash_attn_func(number: int, device: torch.device) -> None:
-    call = Call(number, device, same_length=False, grouped=True)
+def test_flash_attn_func(number: int, biased: bool, device: torch.device) -> None:
+    call = Call(number, device, same_length=False, grouped=True, biased=biased)
     leaves = q, k, v = leaf(call.q), leaf(call.k), leaf(call.v)
     out, lse, probabilities = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), **call.options)
     assert probabilities is None
     call.check(out.transpose(1, 2), lse, leaves, top_left=False)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("number", CALLS)
-def test_flash_attn_qkvpacked_func(number: int, device: torch.device) -> None:
-    call = Call(1000 + number, device, same_length=True, grouped=False)
+def test_flash_attn_qkvpacked_func(number: int, biased: bool, device: torch.device) -> None:
+    call = Call(1000 + number, device, same_length=True, grouped=False, biased=biased)
     leaves = q, k, v = leaf(call.q), leaf(call.k), leaf(call.v)
     qkv = torch.stack((q, k, v)).permute(1, 3, 0, 2, 4)
     out, lse, _ = flash_attn_qkvpacked_func(qkv, **call.options)
     call.check(out.transpose(1, 2), lse, leaves, top_left=False)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("number", CALLS)
-def test_flash_attn_kvpacked_func(number: int, device: torch.device) -> None:
-    call = Call(2000 + number, device, same_length=False, grouped=True)
+def test_flash_attn_kvpacked_func(number: int, biased: bool, device: torch.device) -> None:
+    call = Call(2000 + number, device, same_length=False, grouped=True, biased=biased)
     leaves = q, k, v = leaf(call.q), leaf(call.k), leaf(call.v)
     kv = torch.stack((k, v)).permute(1, 3, 0, 2, 4)
     out, lse, _ = flash_attn_kvpacked_func(q.transpose(1, 2), kv, **call.options)
     call.check(out.transpose(1, 2), lse, leaves, top_left=False)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("number", CALLS)
-def test_scaled_dot_product_attention(number: int, device: torch.device) -> None:
-    call = Call(3000 + number, device, same_length=False, grouped=True)
-    call.window, call.softcap, call.slopes = (-1, -1), 0.0, None
+def test_scaled_dot_product_attention(number: int, biased: bool, device: torch.device) -> None:
+    call = Call(3000 + number, device, same_length=False, grouped=True, biased=biased)
+    call.window, call.softcap, call.slopes, call.sink = (-1, -1), 0.0, None, None
+    call.causal = call.causal and not biased
     leaves = leaf(call.q), leaf(call.k), leaf(call.v)
     grouped = call.shape[1] != call.shape[2]
     options = {"is_causal": call.causal, "scale": call.scale, "enable_gqa": grouped, "tiles": call.tiles}
-    out = scaled_dot_product_attention(*leaves, None, 0.0, **options)
+    out = scaled_dot_product_attention(*leaves, call.bias, 0.0, **options)
     call.check(out, None, leaves, top_left=True)
 
 

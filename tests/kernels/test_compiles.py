@@ -23,11 +23,22 @@ ENTRIES = {
         *("fp32:64:0:bf16x6", "fp32:128:1:tf32x3", "bf16:128:1:window", "fp16:64:0:window", "fp64:64:1:window"),
         *("bf16:128:1:softcap", "fp16:64:0:softcap", "fp64:64:1:softcap", "fp32:64:0:softcap", "bf16:256:1:softcap"),
         *("bf16:128:1:alibi", "fp16:64:0:alibi", "fp64:64:1:alibi", "fp32:64:0:alibi", "bf16:24:1:alibi"),
+        *(
+            "bf16:128:1:bias",
+            "bf16:128:0:long-bias",
+            "bf16:256:1:long-bias",
+            "fp16:64:1:bias",
+            "fp32:64:0:bias",
+            "fp64:64:1:bias",
+        ),
+        *("bf16:128:1:mask", "fp16:64:0:mask", "fp64:64:1:mask", "bf16:128:1:sink", "fp16:64:0:sink", "fp64:64:1:sink"),
         *("bf16:192x128:1:descriptors", "bf16:64x128:0", "fp32:40x64:1"),
     ),
-    "80": ("bf16:128:1", "fp64:256:0"),
+    "80": ("bf16:128:1", "fp64:256:0", "bf16:128:0:long-bias", "bf16:256:1:long-bias"),
 }
 KERNELS = {"forward_kernel", "delta_kernel", "dkdv_kernel", "dq_kernel"}
+KERNELS_MORE = {"bias": {"dbias_kernel"}, "long-bias": {"dbias_kernel"}, "sink": {"dsink_kernel"}}
+"""What a feature launches besides."""
 
 
 def compile_entries(capability: str, entries: tuple[str, ...], cache: Path, what: str = "shared") -> dict[str, dict[str, int]]:
@@ -55,12 +66,29 @@ def test_float64_at_the_largest_head_size_takes_what_is_said(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_bias_fits_too(tmp_path: Path) -> None:
+    """Its tiles take shared memory in each stage: with three, dQ at the largest head size needed 256 KiB of Hopper's 227."""
+    entries = tuple(f"bf16:{head_dim}:{causal}:long-bias" for head_dim in (64, 128, 256) for causal in (0, 1))
+    for capability, largest in (("90", SHARED_MEMORY["90"]), ("80", 99 * 1024)):
+        for entry, needs in compile_entries(capability, entries, tmp_path).items():
+            assert max(needs.values()) <= largest, (capability, entry)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["bias", "long-bias", "mask", "sink"])
+def test_descriptors_come_from_shared_memory_with_a_bias(layout: str, tmp_path: Path) -> None:
+    entries = tuple(f"bf16:{head_dim}:{causal}:{layout}" for head_dim in (24, 128) for causal in (0, 1))
+    for stray in compile_entries("90", entries, tmp_path, "stray").values():
+        assert not any(stray.values()), stray
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ENTRIES)
 def test_kernels_compile_and_fit(capability: str, tmp_path: Path) -> None:
     compiled = compile_entries(capability, ENTRIES[capability], tmp_path)
     assert tuple(compiled) == ENTRIES[capability]
-    for needs in compiled.values():
-        assert needs.keys() == KERNELS
+    for entry, needs in compiled.items():
+        assert needs.keys() == KERNELS | KERNELS_MORE.get(entry.rpartition(":")[2], set())
         assert max(needs.values()) <= SHARED_MEMORY[capability]
 
 

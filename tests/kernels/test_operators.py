@@ -31,24 +31,28 @@ def test_opcheck_of_the_forward_operator(
 ) -> None:
     q, k, v, _ = (layout(x) for x in draw((1, 2, 1, 3, 4, 4), torch.float32, device))
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(attention, (*leaves, 0.5, None, None, *offsets, "ieee", tiles))
+    torch.library.opcheck(attention, (*leaves, 0.5, None, None, None, None, *offsets, "ieee", tiles))
 
 
 def test_opcheck_with_other_columns_in_v(device: torch.device) -> None:
     q, k, v, dout = (_permuted(x) for x in draw((1, 2, 1, 3, 4, 4), torch.float32, device, value_dim=6))
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(attention, (*leaves, 0.5, None, None, 1, None, "ieee", None))
-    out, lse = attention(q, k, v, 0.5, None, None, 1, None, "ieee", None)
-    torch.library.opcheck(backward, (dout, None, q, k, v, out, lse, 0.5, None, None, 1, None, "ieee", None))
+    torch.library.opcheck(attention, (*leaves, 0.5, None, None, None, None, 1, None, "ieee", None))
+    out, lse = attention(q, k, v, 0.5, None, None, None, None, 1, None, "ieee", None)
+    torch.library.opcheck(
+        backward, (dout, None, q, k, v, out, lse, 0.5, None, None, None, None, 1, None, "ieee", False, False, None)
+    )
 
 
 @pytest.mark.parametrize("has_dlse", [False, True])
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, _permuted])
 def test_opcheck_of_the_backward_operator(layout: object, has_dlse: bool, device: torch.device) -> None:
     q, k, v, dout = (layout(x) for x in draw((1, 2, 1, 3, 4, 4), torch.float32, device))
-    out, lse = attention(q, k, v, 0.5, None, None, 1, -1, "ieee", None)
+    out, lse = attention(q, k, v, 0.5, None, None, None, None, 1, -1, "ieee", None)
     dlse = torch.ones_like(lse) if has_dlse else None
-    torch.library.opcheck(backward, (dout, dlse, q, k, v, out, lse, 0.5, None, None, 1, -1, "ieee", None))
+    torch.library.opcheck(
+        backward, (dout, dlse, q, k, v, out, lse, 0.5, None, None, None, None, 1, -1, "ieee", False, False, None)
+    )
 
 
 def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -100,6 +100,8 @@ def test_gradcheck(device: torch.device) -> None:
 def test_opcheck(device: torch.device) -> None:
     q, k, v, dout = draw((1, 2, 1, 17, 20, 8), torch.float32, device)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(operator, (*leaves, 0.5, 3.0, None, 1, None, "ieee", None))
-    out, lse = operator(q, k, v, 0.5, 3.0, None, 1, None, "ieee", None)
-    torch.library.opcheck(backward_operator, (dout, None, q, k, v, out, lse, 0.5, 3.0, None, 1, None, "ieee", None))
+    torch.library.opcheck(operator, (*leaves, 0.5, 3.0, None, None, None, 1, None, "ieee", None))
+    out, lse = operator(q, k, v, 0.5, 3.0, None, None, None, 1, None, "ieee", None)
+    torch.library.opcheck(
+        backward_operator, (dout, None, q, k, v, out, lse, 0.5, 3.0, None, None, None, 1, None, "ieee", False, False, None)
+    )
