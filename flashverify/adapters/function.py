@@ -58,23 +58,21 @@ class FunctionKernel:
 
     def declines(self, case: AttentionCase) -> str | None:
         """What the signature lacks (windows, caps, biases, bottom-right masks with Nq != Nk), dlse without lse, its own."""
-        if "window" in case.features:
-            return "sliding window"
-        if case.softcap is not None:
-            return "soft cap"
-        if case.alibi is not None:
-            return "linear biases"
-        if case.bias is not None:
-            return "biases or masks as tensors"
-        if case.sink:
-            return "attention sinks"
-        if case.mask == "causal" and case.seqlen_q != case.seqlen_k:
-            return "bottom-right causal mask with seqlen_q != seqlen_k"
-        if case.lse_grad and not self.returns_lse:
-            return "gradient of lse"
+        lacking: tuple[tuple[bool, str], ...] = (
+            ("window" in case.features, "sliding window"),
+            (case.softcap is not None, "soft cap"),
+            (case.alibi is not None, "linear biases"),
+            (case.bias is not None, "biases or masks as tensors"),
+            (case.sink, "attention sinks"),
+            (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),
+            (case.lse_grad and not self.returns_lse, "gradient of lse"),
+        )
+        for lacks, reason in lacking:
+            if lacks:
+                return reason
         own = getattr(self._function, "declines", None)
-        reason: str | None = None if own is None else own(case)
-        return reason
+        refusal: str | None = None if own is None else own(case)
+        return refusal
 
     def contract(self, case: AttentionCase) -> Contract:
         """The function's own `numerical_contract`, or the assumed one."""

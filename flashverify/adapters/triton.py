@@ -91,7 +91,13 @@ class TritonKernel:
         if slopes is not None and case.alibi == "heads" and case.batch:
             slopes = slopes[0]
 
-        def through_function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def through_function(
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
+            bias: torch.Tensor | None = None,
+            sink: torch.Tensor | None = None,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             out, lse, _ = self._package.flash_attn_func(
                 *(x.transpose(1, 2) for x in (q, k, v)),
                 softmax_scale=case.scale,
@@ -100,13 +106,22 @@ class TritonKernel:
                 alibi_slopes=slopes,
                 window_size=tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
                 return_attn_probs=True,
+                attn_bias=bias,
+                learnable_sink=None if sink is None else sink.flatten(),
                 input_precision=self.precision,
             )
             return out.transpose(1, 2), lse
 
-        def through_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def through_operator(
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
+            bias: torch.Tensor | None = None,
+            sink: torch.Tensor | None = None,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             # The SDPA drop-in, which aligns top-left, returns no lse.
-            features = case.softcap, None, None, None, causal_offset(case), first_offset(case)
+            flat = None if sink is None else sink.flatten()
+            features = case.softcap, None, bias, flat, causal_offset(case), first_offset(case)
             out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None)
             return out, lse
 
@@ -119,10 +134,11 @@ class TritonKernel:
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
         visible = causal_offset(case), first_offset(case)
-        out, lse, dq, dk, dv, *_ = attention(
-            *tensors, case.softmax_scale, *visible, softcap=case.softcap, alibi=self._slopes(case)
-        )
-        return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv)
+        sink = None if inputs.sink is None else inputs.sink.flatten()
+        features = {"softcap": case.softcap, "alibi": self._slopes(case), "bias": inputs.bias, "sink": sink}
+        out, lse, dq, dk, dv, dbias, dsink = attention(*tensors, case.softmax_scale, *visible, **features)
+        shaped = None if dsink is None else dsink[None, :, None]
+        return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv, dbias=dbias, dsink=shaped)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
         """Out (B, H, N, D) of the public function that stands in for torch's, as a user calls it: for timing."""

@@ -28,7 +28,8 @@ def spread(cases: Iterable[AttentionCase]) -> tuple[AttentionCase, ...]:
     instances: dict[tuple[object, ...], list[AttentionCase]] = defaultdict(list)
     for case in sorted(cases, key=_work, reverse=True):
         limits = causal_offset(case) is None, first_offset(case) is None
-        instances[case.dtype, case.head_dim, case.value_dim, *limits, case.layout].append(case)
+        of_scores = case.softcap is None, case.alibi is None, case.bias, case.sink
+        instances[case.dtype, case.head_dim, case.value_dim, *limits, *of_scores, case.layout].append(case)
     rounds = zip_longest(*sorted(instances.values(), key=lambda group: (ORDER.index(group[0].dtype), -_work(group[0]))))
     return tuple(case for turn in rounds for case in turn if case is not None)
 

@@ -1,8 +1,8 @@
 """Biases as tensors, masks of pairs, and sinks: what they are and what they do, in scalar and in vectorised form.
 
 A bias is added to the capped logit, after a linear bias; -inf there hides the pair, as False does in a mask. The sink is one
-more logit of each query head's softmax, in the denominator alone: lse is the logarithm of the sum with it, and a row that sees no
-key has out = 0 and an lse that is the sink.
+more logit of each query head's softmax, in the denominator alone: lse is the logarithm of the sum with it, and a row that sees
+no key has out = 0 and an lse that is the sink.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, product
 from typing import Any
 
-from flashverify.cases.case import ALIBIS, DTYPES, MASKS, AttentionCase
+from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.regimes import REGIMES
 
@@ -276,6 +276,45 @@ def _alibi() -> Iterator[AttentionCase]:
         yield plain.replace(scale=scale) if scale else plain.replace(seqlen_q=2200, seqlen_k=16, mask="full")
 
 
+def _biases() -> Iterator[AttentionCase]:
+    """Biases and masks as tensors, with and without a sink x dtype, full, causal and with a window; some with more."""
+    heads = ((4, 2), (6, 2), (3, 3), (2, 1))
+    for index, ((a, bias), (b, dtype), sink) in enumerate(
+        product(enumerate((*BIASES, None)), enumerate(DTYPES), (False, True))
+    ):
+        if bias is None and not sink:
+            continue
+        view = ("full", "causal", "window", "causal-topleft")[(a + b + 2 * sink) % 4]
+        seqlen_q, seqlen_k, head_dim = FEATURE_SHAPES[index % len(FEATURE_SHAPES)]
+        heads_q, heads_kv = heads[(index // 2 + index) % len(heads)]
+        yield AttentionCase(
+            dtype=dtype,
+            batch=2 if index % 3 else 1,
+            heads_q=heads_q,
+            heads_kv=heads_kv,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            head_dim=head_dim if dtype in {"fp16", "bf16"} else min(head_dim, 64),
+            head_dim_v=32 if index % 7 == 3 else None,
+            mask=view if view in MASKS else "full",
+            window_left=33 if view == "window" else None,
+            window_right=16 if view == "window" else None,
+            regime=("normal", "large", "copy", "needle")[(index + index // 4) % 4],
+            layout=("contiguous", "bnhd", "padded", "contiguous")[index // 3 % 4],
+            scale=-1.0 if index % 17 == 5 else None,
+            softcap=15.0 if index % 5 == 2 else None,
+            alibi="heads" if index % 4 == 1 and view != "causal-topleft" else None,
+            bias=bias,
+            sink=sink,
+            lse_grad=index % 3 == 1,
+            seed=index % 4,
+        )
+    for dtype, bias in product(("fp16", "bf16", "fp32"), ("full", None)):  # enough rows for the distribution of errors
+        yield AttentionCase(
+            dtype=dtype, seqlen_q=512, seqlen_k=512, head_dim=64, mask="causal", bias=bias, sink=bias is None, heads_q=2
+        )
+
+
 def _decoding() -> Iterator[AttentionCase]:
     """Few queries against many keys x dtype, full and causal, with grouped heads."""
     lengths = product((1, 2, 5), (1, 17, 128, 1000, 4095))
@@ -406,6 +445,29 @@ def _smoke_alibi() -> Iterator[AttentionCase]:
     yield plain.replace(dtype="fp32", heads_q=2, heads_kv=1, mask="causal", scale=-1.0)
 
 
+def _smoke_biases() -> Iterator[AttentionCase]:
+    """Each kind of bias and the mask in every dtype, half of them with a sink; sinks alone; rows that see no key."""
+    plain = AttentionCase(dtype="fp16", batch=2, heads_q=2, heads_kv=1, seqlen_q=17, seqlen_k=33, head_dim=16)
+    for index, (bias, dtype) in enumerate(product(BIASES, DTYPES)):
+        yield plain.replace(
+            dtype=dtype,
+            mask=MASKS[index % len(MASKS)],
+            bias=bias,
+            sink=(index + index // 4) % 2 == 1,
+            softcap=2.0 if index % 5 == 4 else None,
+            lse_grad=index % 3 == 0,
+        )
+    for index, dtype in enumerate(DTYPES):
+        yield plain.replace(
+            dtype=dtype,
+            seqlen_q=(40, 17)[index % 2],
+            mask="causal",
+            sink=True,
+            regime=("normal", "large")[index // 2],
+            alibi="heads" if index == 3 else None,
+        )
+
+
 def _smoke_distributions() -> Iterator[AttentionCase]:
     """The fewest rows and features in which the distribution of errors speaks."""
     for dtype, mask in product(("fp16", "bf16", "fp32"), MASKS[:2]):
@@ -448,13 +510,22 @@ _STANDARD = (
     _windows,
     _softcaps,
     _alibi,
+    _biases,
     _decoding,
     _distributions,
     _empty,
 )
 
 MATRICES: dict[str, tuple[Builder, ...]] = {
-    "smoke": (_smoke_regimes, _smoke_features, _smoke_windows, _smoke_softcaps, _smoke_alibi, _smoke_distributions),
+    "smoke": (
+        _smoke_regimes,
+        _smoke_features,
+        _smoke_windows,
+        _smoke_softcaps,
+        _smoke_alibi,
+        _smoke_biases,
+        _smoke_distributions,
+    ),
     "standard": _STANDARD,
     "full": (*_STANDARD, _very_long),
 }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from flashverify.cases.case import ALIBIS, DTYPES, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
+from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.matrices import HEAD_DIMS, TILE_EDGES
 from flashverify.cases.regimes import REGIMES
@@ -97,6 +97,8 @@ def cases(
         scale=draw(scales),
         softcap=draw(softcaps),
         alibi=None if mask == "causal-topleft" else alibi,
+        bias=draw(st.sampled_from((None, None, None, *BIASES))),
+        sink=draw(st.sampled_from((False, False, True))),
         lse_grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

@@ -105,7 +105,8 @@ def feature_budget(
         return None, dsink
     size = sizes.of_bias(case)
     dbias = budget(size, errors.of_bias(case), dense_bias.summands(case))
-    assert size is not None and dbias is not None
+    assert size is not None
+    assert dbias is not None
     return torch.where(size + dbias > 0.0, dbias + coefficients.stored(size + dbias), 0.0), dsink
 
 

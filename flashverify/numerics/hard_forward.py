@@ -246,15 +246,16 @@ def _blocks(tile: Tile, contract: Contract) -> torch.Tensor:
         return torch.ones_like(tile.lengths) + float(tile.case.sink)
     seen = tile.seen[..., : tile.keys]
     if contract.block_k_exact:
-        whole = pad(seen, (0, -tile.keys % block)).unflatten(-1, (-1, block))
-        touched = whole.any(-1).sum(-1, keepdim=True).double()
+        whole = pad(seen, (0, -tile.keys % block))
+        touched = whole.reshape(*whole.shape[:-1], -1, block).any(-1).sum(-1, keepdim=True).double()
     else:
         place = torch.arange(tile.keys, device=seen.device)
         last = torch.where(seen, place, -1).amax(-1, keepdim=True) if tile.keys else place.new_full((*seen.shape[:-1], 1), -1)
         first = torch.where(seen, place, last + 1).amin(-1, keepdim=True) if tile.keys else last + 1
         touched = torch.ceil((last - first + 1).double() / block) + (first > 0)
         touched = torch.minimum(touched, seen.sum(-1, keepdim=True).double())
-    return touched + float(tile.case.sink)
+    with_sink: torch.Tensor = touched + float(tile.case.sink)
+    return with_sink
 
 
 def _reciprocal_growth(relative: torch.Tensor) -> torch.Tensor:

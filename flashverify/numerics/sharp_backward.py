@@ -353,7 +353,8 @@ def _without_sink(spread: Spread, case: AttentionCase) -> Spread:
     """Spreads of the keys (lanes, seqlen_k, d) alone, where a sink stands behind them."""
     parts = (spread.bias, spread.deviation, spread.shared, spread.casts)
     bias, deviation, shared, casts = (None if part is None else part[:, : case.seqlen_k] for part in parts)
-    assert bias is not None and deviation is not None
+    assert bias is not None
+    assert deviation is not None
     return Spread(bias, deviation, shared, casts)
 
 

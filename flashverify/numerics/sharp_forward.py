@@ -307,5 +307,5 @@ def _lse(row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _sees(tile: Tile, values: torch.Tensor) -> torch.Tensor:
     """Which rows see a key, shaped like values (c, r) or (c, r, d)."""
-    sees = tile.lengths.squeeze(-1) > 0
-    return (sees if values.ndim == 2 else sees[:, None]).expand_as(values)
+    sees = tile.lengths > 0
+    return (sees.squeeze(-1) if values.ndim == 2 else sees).expand_as(values)

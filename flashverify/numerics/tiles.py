@@ -1,8 +1,8 @@
 """Tiles of the score matrix: blocks of query rows with all their keys, for the query heads that share a key head.
 
 A lane is one key head of one batch entry. The query heads that read it are stacked into rows, so that a tile is a plain
-matrix and a sum over the group of query heads is a sum over rows. A sink is a key of its own behind the others, with zeros for k
-and v, whose bias it is: what holds for keys holds for it. A tile holds at most `tile_elements` scores (or one query
+matrix and a sum over the group of query heads is a sum over rows. A sink is a key of its own behind the others, with zeros for
+k and v, whose bias it is: what holds for keys holds for it. A tile holds at most `tile_elements` scores (or one query
 row of each head of a group where even that is more), so memory is linear in the sequence length. All values are float64.
 Non-finite inputs are replaced by 0 here: what depends on them has no budget, and nothing else may be touched by them.
 """

@@ -149,7 +149,7 @@ def _enclose(
 
 
 def _summed(case: AttentionCase, name: str, parts: list[EnclosedTensor]) -> EnclosedTensor:
-    """dbias or dsink, from enclosures of what each pair of a query and a key, or each query row, contributes.
+    """Dbias or dsink, from enclosures of what each pair of a query and a key, or each query row, contributes.
 
     Sums of midpoints are rounded once (`math.fsum`), upwards by less than an ulp; so are those of radii.
     """

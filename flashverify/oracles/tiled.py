@@ -43,12 +43,10 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
         values, wild = _tame(v[b, g])
         stacked_lse = torch.empty_like(stacked_q[:, 0])
         stacked_out = q.new_empty(len(stacked_q), case.value_dim)
-        for rows, sees in _tiles(case, len(members), q.device, tile_elements):
+        for rows, visible in _tiles(case, len(members), q.device, tile_elements):
             scores = capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))
             scores = _biased(case, scores, slopes[b, members], rows)
-            block = None if bias is None else _block(case, bias, b, members, rows)
-            if block is not None:
-                sees, scores = sees & dense_bias.shown(block), scores.add_(dense_bias.added(block))
+            sees, scores = _with_bias(case, bias, b, members, rows, visible, scores)
             scores = torch.where(sees, scores, -torch.inf)
             top = scores.max(dim=1, keepdim=True).values
             sinks = _sinks(case, inputs, members, rows)
@@ -97,9 +95,7 @@ def backward(
             x = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)
             slope = None if case.softcap is None else cap_slope(case, x)
             scores = _biased(case, capped(case, x), slopes[b, members], rows)
-            if bias is not None:
-                block = _block(case, bias, b, members, rows)
-                alive, scores = alive & dense_bias.shown(block), scores.add_(dense_bias.added(block))
+            alive, scores = _with_bias(case, bias, b, members, rows, alive, scores)
             p = scores.sub_(stacked_lse[rows]).exp_()
             p = torch.where(alive, p, 0.0)
             ds = (stacked_dout[rows] @ v[b, g].T).sub_(stacked_delta[rows]).add_(stacked_dlse[rows])
@@ -120,7 +116,7 @@ def backward(
 def feature_gradients(
     case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """dbias and dsink (`Outputs`) for the given out and lse, float64; None where a case has none.
+    """Dbias and dsink (`Outputs`) for the given out and lse, float64; None where a case has none.
 
     Of a bias: P (dP - D + dlse), summed over what it is broadcast over. Of a sink: exp(sink - lse) (dlse - D), summed over rows
     and batch entries. Whole matrices: memory for a few of them.
@@ -197,11 +193,22 @@ def _biased(case: AttentionCase, scores: torch.Tensor, slopes: torch.Tensor, row
     return scores.add_(alibi_bias(case, slopes[stacked // case.seqlen_q, None], stacked % case.seqlen_q, columns))
 
 
-def _block(case: AttentionCase, bias: torch.Tensor, b: int, members: list[int], rows: slice) -> torch.Tensor:
-    """Rows of the stacked heads of a bias (batch, heads_q, seqlen_q, seqlen_k)."""
+def _with_bias(
+    case: AttentionCase,
+    bias: torch.Tensor | None,
+    b: int,
+    members: list[int],
+    rows: slice,
+    sees: torch.Tensor,
+    scores: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which pairs of a block of stacked rows are seen, and their scores, under a bias (batch, heads_q, seqlen_q, seqlen_k)."""
+    if bias is None:
+        return sees, scores
     stacked = torch.arange(rows.start, rows.stop, device=bias.device)
     heads = torch.tensor(members, device=bias.device)
-    return bias[b, heads[stacked // case.seqlen_q], stacked % case.seqlen_q]
+    block = bias[b, heads[stacked // case.seqlen_q], stacked % case.seqlen_q]
+    return sees & dense_bias.shown(block), scores.add_(dense_bias.added(block))
 
 
 def _sinks(case: AttentionCase, inputs: Inputs, members: list[int], rows: slice) -> torch.Tensor | None:
