@@ -67,8 +67,8 @@ def flash_attn_with_kvcache(
         k: new keys (B, N, Hkv, D), written to k_cache from place cache_seqlens[b] on; None: none.
         v: new values (B, N, Hkv, Dv), likewise.
         rotary_cos: cosines (positions, R / 2) of rotary embedding, of q's dtype or float32, with at least as many positions as
-            the cache; R a multiple of 16, at most D. New keys are turned by the angles of their place in the cache (from
-            its front, cache_leftpad or not), query i by those of cache_seqlens[b] + i if causal or a window is given, else of
+            the cache; R a multiple of 16, at most D. New keys are turned by the angles of their place in the cache (from its
+            front, cache_leftpad or not), query i by those of cache_seqlens[b] + i if causal or a window is given, else of
             cache_seqlens[b]; columns from R on stay. A position beyond the table gives NaN. Only with k and v.
         rotary_sin: sines, as rotary_cos.
         cache_seqlens: how many keys the cache holds before k and v: an integer, or int32 (B,); None: all, only without k and v.

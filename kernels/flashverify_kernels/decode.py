@@ -73,7 +73,7 @@ def load_keys(
     """
     if ONE_PAGE:
         page = tl.load(table_row + start // PAGE_SIZE).to(tl.int64)
-        base += page * stride_entry + (start % PAGE_SIZE).to(tl.int64) * stride_row
+        base += page * stride_entry + tl.cast(start % PAGE_SIZE, tl.int64) * stride_row
         rows = tl.arange(0, BLOCK_N).to(tl.int64) * stride_row
     else:
         first, second = key_rows(keys, inside, entry, table_row, PAGE_SIZE)
