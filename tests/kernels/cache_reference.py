@@ -41,13 +41,12 @@ class Cache:
 
 def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """A row x (D,) of float64 with each pair of columns multiplied, as a complex number, by cos + i·sin (R / 2,)."""
-    pairs = len(cos)
-    out = x.clone()
-    for pair in range(pairs):
-        a, b = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + pairs)
-        product = complex(x[a], x[b]) * complex(cos[pair], sin[pair])
-        out[a], out[b] = product.real, product.imag
-    return out
+    row, cosines, sines = x.tolist(), cos.tolist(), sin.tolist()
+    for pair, angle in enumerate(map(complex, cosines, sines)):
+        a, b = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + len(cosines))
+        product = complex(row[a], row[b]) * angle
+        row[a], row[b] = product.real, product.imag
+    return torch.tensor(row, dtype=torch.float64)
 
 
 def appended(
@@ -154,9 +153,9 @@ def attention(
             if not keys:
                 continue
             places = [where.place(b, key) for key in keys]
+            all_k, all_v = (torch.stack([cache[place] for place in places]) for cache in (k_cache, v_cache))
             for h in range(heads):
-                k = torch.stack([k_cache[(*x, h // group)] for x in places])
-                v = torch.stack([v_cache[(*x, h // group)] for x in places])
+                k, v = all_k[:, h // group], all_v[:, h // group]
                 logits = scale * (k @ q[b, i, h])
                 sizes = abs(scale) * (k.abs() @ q[b, i, h].abs())
                 if softcap:

@@ -217,7 +217,7 @@ def check_written(
     expected: tuple[torch.Tensor, torch.Tensor],
     is_turned: bool,
 ) -> None:
-    """Fail unless the caches are as before, bit for bit, but for new rows, and these as expected: turned ones but for rounding."""
+    """Fail unless the caches are as before, bit for bit, but for new rows, and these as expected: turned ones if rounded."""
     written = inputs.written()
     for found, old, new in zip((inputs.k_cache, inputs.v_cache), before, expected, strict=True):
         assert torch.equal(bits(found)[~written], bits(old)[~written])
