@@ -33,7 +33,7 @@ CLEARED = 2**31
 """Bytes that are written before each call: none of its inputs are left in the cache, and the host has time to queue it."""
 
 WARM_UPS, REPEATS = 5, 30
-SWEPT = {"block_n": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4), "splits": (2, 4, 6, 8, 16, 32)}
+SWEPT = {"block_n": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5), "splits": (2, 4, 6, 8, 16, 32)}
 BACKENDS = {
     "torch SDPA, default choice": None,
     "torch SDPA, cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -209,7 +209,7 @@ def torch_rows(of: Problem, exact: torch.Tensor) -> Iterator[Row]:
 def sweep(of: Problem, exact: torch.Tensor) -> Iterator[Row]:
     """Every combination of SWEPT."""
     rows_of_tile = of.q.shape[1] * of.q.shape[2] // of.k_cache.shape[2]
-    chosen = decode_tile(of.q.device, of.q.dtype, of.q.shape[3], of.v_cache.shape[3], rows_of_tile)
+    chosen = decode_tile(of.q.device, of.q.dtype, of.q.shape[3], of.v_cache.shape[3], rows_of_tile, of.table is not None)
     for block_n, warps, stages, splits in itertools.product(*SWEPT.values()):
         tile = TileConfig(chosen.block_m, block_n, warps, stages)
         name = f"{block_n} keys, {warps} warps, {stages} stages, {splits} splits"
@@ -245,8 +245,9 @@ def main() -> None:
     exact = truth(of)
     copy = copy_bandwidth()
     group = arguments.heads // arguments.heads_kv
-    tile = decode_tile(of.q.device, of.q.dtype, arguments.head_dim, arguments.head_dim, arguments.queries * group)
-    row_blocks = -(-arguments.queries * group // tile.block_m)
+    rows, is_paged = arguments.queries * group, of.table is not None
+    tile = decode_tile(of.q.device, of.q.dtype, arguments.head_dim, arguments.head_dim, rows, is_paged)
+    row_blocks = -(-rows // tile.block_m)
     splits = splits_for(of.q.device, arguments.batch * arguments.heads_kv * row_blocks, -(-arguments.keys // tile.block_n))
     pages = f"pages of {arguments.page_size}" if arguments.page_size else "no pages"
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {arguments.dtype}, batch {arguments.batch}, "

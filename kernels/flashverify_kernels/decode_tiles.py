@@ -32,7 +32,9 @@ INTERPRETER_SPLITS = 3
 """The interpreter has no processors to fill; it splits, so that the merge kernel has something to do."""
 
 
-def decode_tile(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, rows: int) -> TileConfig:
+def decode_tile(
+    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, rows: int, paged: bool = False
+) -> TileConfig:
     """The tile that the decode kernel uses.
 
     Args:
@@ -41,16 +43,17 @@ def decode_tile(device: torch.device, dtype: torch.dtype, head_dim: int, value_d
         head_dim: columns of q and k.
         value_dim: columns of v.
         rows: queries times query heads of a group.
+        paged: whether the cache has pages.
 
     Raises:
         ValueError: if the device is older than every table.
     """
     name = architecture(device)
     padded = padded_head_dim(max(head_dim, value_dim))
-    return tile_of(name, dtype, padded, value_dim, rows)
+    return tile_of(name, dtype, padded, value_dim, rows, paged)
 
 
-def tile_of(name: str, dtype: torch.dtype, padded: int, value_dim: int, rows: int) -> TileConfig:
+def tile_of(name: str, dtype: torch.dtype, padded: int, value_dim: int, rows: int, paged: bool) -> TileConfig:
     """The tile of an architecture (a name of `tiles.TABLES`) for a padded head size; see `decode_tile`."""
     if name == "interpreter":
         return TileConfig(16, 32)
@@ -62,7 +65,8 @@ def tile_of(name: str, dtype: torch.dtype, padded: int, value_dim: int, rows: in
         stages = HOPPER_STAGES
         if value_dim <= FEWER_KEYS:
             block_n = FEWER_KEYS
-    return TileConfig(block_m, block_n, 4, stages)
+    # Triton lets as many stages lie between a look into the page table and the load of its keys as between that and their use.
+    return TileConfig(block_m, block_n, 4, 2 * stages - 1 if paged else stages)
 
 
 def number_of_splits(programs: int, blocks: int, processors: int) -> int:

@@ -95,7 +95,10 @@ def cached_attention(
     rows = seqlen_q * (heads_q // heads_kv)
     capacity = capacity_of(k_cache, table)
     with _on_device_of(q):
-        chosen = decode_tile(q.device, q.dtype, head_dim, v_cache.shape[3], rows) if tile is None else TileConfig(*tile)
+        if tile is None:
+            chosen = decode_tile(q.device, q.dtype, head_dim, v_cache.shape[3], rows, table is not None)
+        else:
+            chosen = TileConfig(*tile)
         if splits == 0:
             programs = q.shape[0] * heads_kv * triton.cdiv(rows, chosen.block_m)
             splits = splits_for(q.device, programs, triton.cdiv(capacity, chosen.block_n))

@@ -45,9 +45,10 @@ def compile_kernels(
         return compiled
 
     torch_dtype = DTYPES[dtype]
-    tile = tile_of(f"sm{capability}", torch_dtype, padded_head_dim(max(head_dim, value_dim)), value_dim, rows)
     page_size = 16 if "small-pages" in features else 256
     is_paged = bool(features & {"paged", "small-pages"})
+    padded = padded_head_dim(max(head_dim, value_dim))
+    tile = tile_of(f"sm{capability}", torch_dtype, padded, value_dim, rows, is_paged)
 
     def zeros(*shape: int, dtype: torch.dtype = torch_dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
