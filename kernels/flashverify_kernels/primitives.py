@@ -168,6 +168,15 @@ def as_operand(x, STORAGE: tl.constexpr, EMULATE_BF16: tl.constexpr):
 
 
 @triton.jit
+def as_stored(x, dtype: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """A tile of ACCUMULATOR values rounded to a dtype, ready to be stored."""
+    if EMULATE_BF16 and dtype == tl.bfloat16:
+        return fp32_to_bf16_bits(x).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
 def block_and_head(blocks, section):
     """The block, and the head (counted over all batches), that this program owns.
 
@@ -286,8 +295,5 @@ def store_tile(
     """Round a tile (ROWS, COLUMNS) to the pointer's dtype and store the part within rows_left and columns_left."""
     inside = (tl.arange(0, ROWS)[:, None] < rows_left) & (tl.arange(0, COLUMNS)[None, :] < columns_left)
     pointer = base + tl.cast(first_row, tl.int64) * stride_row
-    if EMULATE_BF16 and base.dtype.element_ty == tl.bfloat16:
-        rounded = fp32_to_bf16_bits(tile).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        rounded = tile.to(base.dtype.element_ty)
+    rounded = as_stored(tile, base.dtype.element_ty, EMULATE_BF16)
     tl.store(pointer + tile_offsets(stride_row, stride_column, ROWS, COLUMNS, WIDE), rounded, mask=inside)
