@@ -11,7 +11,10 @@ from flashverify.cases.semantics import limited
 SEVERAL_TILES = 257
 """Queries and keys from which on a case has several tiles, and a partial one, for tile sizes up to 128."""
 
-_FIELDS = ("dtype", "mask", "regime", "layout", "batch", "seqlen_q", "seqlen_k", "head_dim", "scale", "softcap", "alibi")
+_FIELDS = (
+    *("dtype", "mask", "regime", "layout", "batch", "seqlen_q", "seqlen_k", "head_dim", "scale", "softcap", "alibi"),
+    *("bias", "sink"),
+)
 _COMBINED = ("heads", "feature", "regime x dtype x mask", "layout x dtype", "tile")
 
 
@@ -25,8 +28,8 @@ def coverage(cases: Iterable[AttentionCase]) -> dict[str, Counter[object]]:
 
     Returns:
         Axis to value to count. Axes are dtype, mask, regime, layout, batch, heads, seqlen_q, seqlen_k, head_dim, scale,
-        softcap, alibi, feature, and the combinations "regime x dtype x mask", "layout x dtype" and "tile" (dtype, head size
-        of tiles, masked or not; cases of at least `SEVERAL_TILES` queries and keys).
+        softcap, alibi, bias, sink, feature, and the combinations "regime x dtype x mask", "layout x dtype" and "tile" (dtype,
+        head size of tiles, masked or not; cases of at least `SEVERAL_TILES` queries and keys).
     """
     counts: dict[str, Counter[object]] = {axis: Counter() for axis in (*_FIELDS, *_COMBINED)}
     for case in cases:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from flashverify.cases.case import DTYPES, MASKS, AttentionCase
+from flashverify.cases.case import BIASES, DTYPES, MASKS, AttentionCase
 from flashverify.cases.coverage import coverage
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.matrices import MATRICES, matrix
@@ -28,7 +28,15 @@ FEATURES = {
     "head-dim-v",
     "softcap",
     "alibi",
+    "bias",
+    "mask",
+    "sink",
 }
+
+
+def _without_tensors(name: str) -> list[AttentionCase]:
+    """The cases of a matrix without biases as tensors, masks as tensors, and sinks: those cases promise little else."""
+    return [case for case in matrix(name) if case.bias is None and not case.sink]
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -51,14 +59,16 @@ def test_every_value_of_every_axis_occurs(name: str) -> None:
     assert {0, 1} <= set(counts["seqlen_q"])
     assert {0, 1} <= set(counts["seqlen_k"])
     assert {1, 3, 256} <= set(counts["head_dim"])
+    assert set(counts["bias"]) == {None, *BIASES}
+    assert set(counts["sink"]) == {False, True}
     assert {(4, 2), (6, 2)} <= set(counts["heads"])
 
 
 def test_smoke_is_small() -> None:
     cases = matrix("smoke")
-    assert 120 <= len(cases) <= 180
+    assert 120 <= len(cases) <= 210
     tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
-    assert sum(tiles) < 2_100
+    assert sum(tiles) < 2_750
     longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65]
     assert {(case.dtype, case.seqlen_q, case.seqlen_k) for case in longest} == {(dtype, 128, 144) for dtype in SHARP_DTYPES}
 
@@ -88,7 +98,7 @@ def test_smoke_meets_scales_below_at_and_above_zero() -> None:
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_softcaps_of_several_sizes_under_every_view_in_every_dtype(name: str) -> None:
-    capped = [case for case in matrix(name) if case.softcap is not None]
+    capped = [case for case in _without_tensors(name) if case.softcap is not None]
     for dtype in DTYPES:
         of_dtype = [case for case in capped if case.dtype == dtype]
         assert len({case.softcap for case in of_dtype}) >= 2
@@ -99,7 +109,7 @@ def test_softcaps_of_several_sizes_under_every_view_in_every_dtype(name: str) ->
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_biases_of_both_kinds_under_every_view(name: str) -> None:
-    biased = [case for case in matrix(name) if case.alibi is not None]
+    biased = [case for case in _without_tensors(name) if case.alibi is not None]
     assert {(case.alibi, case.batch) for case in biased} >= {("heads", 1), ("batch", 2)}
     assert {("full", False), ("causal", False), ("causal", True)} == {(c.mask, c.window_left is not None) for c in biased}
     assert {True, False} == {case.lse_grad for case in biased} == {case.softcap is None for case in biased}
@@ -107,7 +117,7 @@ def test_biases_of_both_kinds_under_every_view(name: str) -> None:
 
 
 def test_standard_has_both_kinds_of_biases_in_every_view_regime_and_dtype() -> None:
-    biased = [case for case in matrix("standard") if case.alibi is not None]
+    biased = [case for case in _without_tensors("standard") if case.alibi is not None]
     kinds = [(case.alibi, case.dtype) for case in biased]
     assert len(biased) == 44
     views = [(case.mask, case.window_left is not None) for case in biased]
@@ -118,16 +128,36 @@ def test_standard_has_both_kinds_of_biases_in_every_view_regime_and_dtype() -> N
 
 
 def test_standard_has_every_regime_of_softcaps_under_every_view_and_at_every_cap() -> None:
-    capped = [case for case in matrix("standard") if case.softcap is not None and case.alibi is None]
+    capped = [case for case in _without_tensors("standard") if case.softcap is not None and case.alibi is None]
     views = [(case.mask, "window" in case.features, case.regime) for case in capped]
     assert len(capped) == 48
     assert len(set(zip(views, (case.dtype for case in capped), strict=True))) == 48
     assert len(set(zip(views, (case.softcap for case in capped), strict=True))) == 48
 
 
+@pytest.mark.parametrize("name", MATRICES)
+def test_every_bias_in_every_dtype_with_and_without_a_sink(name: str) -> None:
+    cases = [case for case in matrix(name) if case.bias is not None or case.sink]
+    assert {(case.bias, case.dtype) for case in cases} == {(bias, dtype) for bias in (None, *BIASES) for dtype in DTYPES}
+    assert {(case.bias, case.sink) for case in cases} == {(b, s) for b in BIASES for s in (False, True)} | {(None, True)}
+    assert {(case.sink, case.mask) for case in cases} == {(sink, mask) for sink in (False, True) for mask in MASKS}
+    for feature in ("dlse", "softcap", "alibi"):
+        assert {True, False} == {feature in case.features for case in cases}, feature
+
+
+def test_standard_has_every_bias_in_every_dtype_with_and_without_a_sink() -> None:
+    cases = [case for case in matrix("standard") if case.bias is not None or case.sink]
+    kinds = {(case.bias, case.sink, case.dtype) for case in cases}
+    assert kinds == {(b, s, d) for b in (None, *BIASES) for s in (False, True) for d in DTYPES if b is not None or s}
+    assert {(c.dtype, "window" in c.features) for c in cases} == {(d, window) for d in DTYPES for window in (False, True)}
+    for feature in ("gqa", "cross-length", "head-dim-v", "softcap", "scale", "dlse", "layout"):
+        assert {case.sink for case in cases if feature in case.features} == {False, True}, feature
+    assert any(case.alibi is not None for case in cases)
+
+
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
-    assert 1_000 <= len(cases) <= 1_700
+    assert 1_000 <= len(cases) <= 1_720
     assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 700e6
     assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
 
@@ -140,11 +170,13 @@ def test_standard_covers_the_axes() -> None:
     assert {0.0, 1.0, -1.0, 2.0, None} <= set(counts["scale"])
     assert set(counts["softcap"]) == {None, 1.0, 15.0, 30.0, 50.0}
     assert set(counts["alibi"]) == {None, "heads", "batch"}
+    assert counts["sink"][True] >= 24
+    assert min(counts["bias"][bias] for bias in BIASES) >= 8
     assert counts["seqlen_q"][1] >= 50
     assert {(4, 2), (6, 2), (8, 1), (3, 3)} <= set(counts["heads"])
     assert len(counts["regime x dtype x mask"]) == len(REGIMES) * len(DTYPES) * len(MASKS)
     assert len(counts["layout x dtype"]) == len(LAYOUTS) * len(DTYPES)
-    some_dtypes = {"_distributions", "_narrow_values"}
+    some_dtypes = {"_distributions", "_narrow_values", "_biases"}
     drawn_in_every_dtype = [builder for builder in MATRICES["standard"] if builder.__name__ not in some_dtypes]
     by_dtype = Counter(
         case.dtype for case in {case.id: case for builder in drawn_in_every_dtype for case in builder()}.values()
