@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flashverify.cases import dense_bias
 from flashverify.cases.case import DTYPES, AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, visible
-from flashverify.cases.tensors import TENSORS, Inputs, Outputs
+from flashverify.cases.tensors import Inputs, Outputs, has_gradients
 from flashverify.numerics.formats import FP64
 
 UNIT = FP64.unit_roundoff
@@ -80,6 +81,18 @@ PROBLEMS = [
     problem(3, 40, 2, alibi="heads", heads_q=2, window_right=1, scale=-0.7, lse_grad=True),
     problem(4, 0, 3, alibi="heads"),
     problem(4, 4, 3, alibi="batch", batch=0),
+    problem(5, 5, 4, bias="full", batch=2, heads_q=2, lse_grad=True),
+    problem(4, 7, 3, bias="heads", sink=True, batch=2, heads_q=4, heads_kv=2, dtype="fp16", lse_grad=True),
+    problem(6, 4, 3, "causal", bias="batch", softcap=1.5, batch=2, heads_q=3, dtype="bf16", lse_grad=True),
+    problem(5, 6, 3, bias="hidden", heads_q=2, alibi="heads", softcap=1.5, window_left=3, window_right=1, lse_grad=True),
+    problem(6, 5, 3, "causal-topleft", bias="hidden", sink=True, batch=2, softcap=2.0, scale=-0.7, lse_grad=True),
+    problem(5, 4, 3, "causal", bias="mask", batch=2, heads_q=2, lse_grad=True),
+    problem(4, 5, 3, bias="mask", sink=True, scale=0.0, batch=2, heads_q=2, alibi="batch", lse_grad=True),
+    problem(7, 4, 3, "causal", sink=True, heads_q=4, heads_kv=2, batch=2, dtype="bf16", lse_grad=True),
+    problem(5, 6, 8, bias="full", sink=True, heads_q=2, stretch=2.0**20, dtype="fp64", lse_grad=True),
+    problem(4, 0, 3, bias="full", sink=True, heads_q=2, lse_grad=True),
+    problem(0, 4, 3, bias="heads", sink=True, lse_grad=True),
+    problem(4, 4, 3, bias="mask", sink=True, batch=0),
 ]
 """Small problems that between them use every feature, and every size that is zero or one."""
 
@@ -101,7 +114,25 @@ def draw(example: Problem) -> Inputs:
     dtype = getattr(torch, DTYPES[case.dtype])
     wide = torch.float64 if case.dtype == "fp64" else torch.float32
     q, k, v, dout = (torch.from_numpy(x).to(dtype) for x in (q * example.stretch, k, v, dout))
-    return Inputs(q, k, v, dout, torch.from_numpy(dlse).to(wide) if case.lse_grad else None)
+    bias, sink = _draw_bias(case, rng), rng.standard_normal((1, case.heads_q, 1))
+    return Inputs(
+        *(q, k, v, dout),
+        torch.from_numpy(dlse).to(wide) if case.lse_grad else None,
+        bias if bias is None or bias.dtype == torch.bool else bias.to(dtype),
+        torch.from_numpy(sink).to(wide) if case.sink else None,
+    )
+
+
+def _draw_bias(case: AttentionCase, rng: np.random.Generator) -> torch.Tensor | None:
+    """Biases of size 1, or a mask, that hides a third of the pairs and all those of the second row."""
+    stored = dense_bias.shape(case)
+    if stored is None:
+        return None
+    values, shown = torch.from_numpy(rng.standard_normal(stored)), torch.from_numpy(rng.random(stored) > 1 / 3)
+    shown[:, :, 1:2] = False
+    if case.bias == "mask":
+        return shown
+    return values.masked_fill(~shown, -torch.inf) if case.bias == "hidden" else values
 
 
 @dataclass
@@ -118,7 +149,9 @@ class _Terms:
     x: torch.Tensor
     bent: torch.Tensor
     s: torch.Tensor
+    added: torch.Tensor
     magnitude: torch.Tensor
+    sink: torch.Tensor | None
 
     @classmethod
     def of(cls, case: AttentionCase, inputs: Inputs) -> _Terms:
@@ -130,10 +163,17 @@ class _Terms:
         scale = case.softmax_scale
         x = scale * (q @ k.mT)
         bent = s = capped(case, x)
+        added = torch.zeros_like(s)
         if case.alibi is not None:
             slopes = alibi_slope_tensor(case)[..., None, None]
-            s = bent + alibi_bias(case, slopes, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
-        return cls(case, scale, sees, q, k, v, dout, x, bent, s, abs(scale) * (q.abs() @ k.abs().mT))
+            linear = alibi_bias(case, slopes, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+            s, added = s + linear, added + linear.abs()
+        bias = dense_bias.expanded(case, inputs)
+        if bias is not None:
+            s, added = s + dense_bias.added(bias), added + dense_bias.added(bias).abs()
+            sees = sees & dense_bias.shown(bias)
+        sink = None if inputs.sink is None else inputs.sink.double()
+        return cls(case, scale, sees, q, k, v, dout, x, bent, s, added, abs(scale) * (q.abs() @ k.abs().mT), sink)
 
     def p(self, lse: torch.Tensor) -> torch.Tensor:
         safe = torch.where(lse.isinf(), torch.inf, lse)
@@ -153,9 +193,11 @@ class _Terms:
 
         Under a cap: what y = x / cap is moved by, through the slope (ln slope has slope 2 at most, so that it is within
         e^(2 moved) of the one at y, and it never exceeds 1), tanh within 2 ulp (4u), and the product u. A bias is exact, and
-        the sum one rounding.
+        its sum one rounding; two of them can be added in either order.
         """
-        summed = UNIT * self.s.abs() if self.case.alibi is not None else 0.0
+        summed = UNIT * self.s.abs() if self.case.alibi is not None or self.case.bias is not None else 0.0
+        if self.case.alibi is not None and self.case.bias is not None:
+            summed = summed + UNIT * (self.bent.abs() + self.added)
         if self.case.softcap is None:
             return self.score_error() + summed
         moved = self.moved()
@@ -176,26 +218,33 @@ def forward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: t
     The contract: products in any order (D u relative to the sum of magnitudes), scaling u, a cap as `logit_error` has it,
     x - m one rounding, exp within 2 ulp (4u), row sums in any order, division u, log within 2 ulp. Errors of m cancel.
     With the exponent's error |xi_j| <= omega_j, out' - out = sum p (e^xi - 1)(v - out) / sum p e^xi exactly; P·V and the
-    row sum add (N + 2) u.
+    row sum add (N + 2) u. A sink is one more term of these sums, exact itself, with v = 0.
     """
     t = _Terms.of(case, inputs)
     if case.seqlen_k == 0:
-        return torch.zeros_like(out), torch.zeros_like(lse)
+        return torch.zeros_like(out), torch.zeros_like(lse)  # a sink's own lse is exact
     p, hidden = t.p(lse), ~t.sees.any(-1)
     top = t.s.masked_fill(~t.sees, -torch.inf).amax(-1)
+    if t.sink is not None:
+        top = torch.maximum(top, t.sink)
     top = torch.where(top.isinf(), 0.0, top)
     gap = (top[..., None] - t.s).clamp(min=0)
     omega = torch.where(t.sees, t.logit_error() + UNIT * (gap + 4), 0.0)
     _require_small(torch.where(p > UNIT, omega, 0.0))
     omega = omega.clamp(max=SMALL)
-    shrunk = torch.where(hidden, 1.0, (p * (-omega).exp()).sum(-1))
+    shrunk, pushed = (p * (-omega).exp()).sum(-1), (p * omega.expm1()).sum(-1)
     spread = ((p * omega.expm1())[..., None] * (t.v[:, :, None] - out[..., None, :]).abs()).sum(-2)
-    bound_out = spread / shrunk[..., None] + UNIT * (case.seqlen_k + 2) * (p @ t.v.abs() + out.abs())
+    terms = case.seqlen_k
+    if t.sink is not None:
+        share, sink_omega, terms = (t.sink - lse).exp(), UNIT * (top - t.sink + 4), terms + 1
+        shrunk, pushed = shrunk + share * (-sink_omega).exp(), pushed + share * sink_omega.expm1()
+        spread = spread + (share * sink_omega.expm1())[..., None] * out.abs()
+    shrunk = torch.where(hidden, 1.0, shrunk)
+    bound_out = spread / shrunk[..., None] + UNIT * (terms + 2) * (p @ t.v.abs() + out.abs())
     finite = torch.where(hidden, 0.0, lse)
-    moved = (p * omega.expm1()).sum(-1) / shrunk
-    bound_lse = moved + UNIT * (case.seqlen_k + 4 * (finite - top).abs() + 2 * finite.abs() + top.abs())
-    lost = FP64.smallest_normal * (case.seqlen_k + 1)
-    return _keep(bound_out, hidden[:, None], lost), _keep(bound_lse, hidden, lost)
+    bound_lse = pushed / shrunk + UNIT * (terms + 4 * (finite - top).abs() + 2 * finite.abs() + top.abs())
+    lost = FP64.smallest_normal * (terms + 1)
+    return _keep(bound_out, hidden[..., None], lost), _keep(bound_lse, hidden, lost)
 
 
 def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, given=None, slope_error=0.0):
@@ -245,10 +294,44 @@ def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: 
     return tuple(_keep(bound, nowhere, lost) for bound in (bound_dq, *summed))
 
 
+def feature_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, given=None):
+    """How far float64 dbias and dsink can be from the exact ones; None where there are none. Arguments of `backward_bound`.
+
+    dlse - D is one rounding, dP added to it another, the product with P or with the sink's share one more; then sums.
+    """
+    t = _Terms.of(case, inputs)
+    error_out, error_lse = (torch.zeros_like(out), torch.zeros_like(lse)) if given is None else given
+    finite = torch.where(lse.isinf(), 0.0, lse)
+    delta, sizes = (t.dout * out).sum(-1), (t.dout.abs() * out.abs()).sum(-1)
+    rest = -delta if inputs.dlse is None else inputs.dlse.double() - delta
+    error_rest = case.head_dim * UNIT * sizes + (t.dout.abs() * error_out).sum(-1) + UNIT * rest.abs()
+    dbias = dsink = None
+    if t.sink is not None:
+        share = (t.sink - lse).exp()
+        omega = UNIT * ((t.sink - lse).abs() + 4) + error_lse
+        _require_small(omega)
+        error = share * (omega.expm1() * rest.abs() + error_rest + UNIT * rest.abs())
+        count = case.batch * case.seqlen_q
+        error = (error + count * UNIT * share * rest.abs()).sum((0, 2))[None, :, None]
+        dsink = SECOND_ORDER * error + FP64.smallest_normal * count
+    if has_gradients(inputs)[0]:
+        p = t.p(lse)
+        omega = t.logit_error() + UNIT * ((t.s - finite[..., None]).abs() + 4) + error_lse[..., None]
+        _require_small(torch.where(p > UNIT, omega, 0.0))
+        total = t.dout @ t.v.mT + rest[..., None]
+        error_total = case.head_dim * UNIT * (t.dout.abs() @ t.v.abs().mT) + error_rest[..., None] + UNIT * total.abs()
+        error = p * (omega.clamp(max=SMALL).expm1() * total.abs() + error_total + UNIT * total.abs())
+        count = dense_bias.summands(case)
+        whole = dense_bias.summed(case, error + count * UNIT * (p * total).abs())
+        dbias = SECOND_ORDER * whole + FP64.smallest_normal * count
+    return dbias, dsink
+
+
 def end_to_end_bound(case: AttentionCase, inputs: Inputs, exact: Outputs, slope_error: float = 0.0) -> Outputs:
-    """The bound of all five outputs, where the backward pass gets the oracle's own out and lse."""
+    """The bound of all outputs, where the backward pass gets the oracle's own out and lse."""
     given = forward_bound(case, inputs, exact.out, exact.lse)
-    return Outputs(*given, *backward_bound(case, inputs, exact.out, exact.lse, given, slope_error))
+    gradients = backward_bound(case, inputs, exact.out, exact.lse, given, slope_error)
+    return Outputs(*given, *gradients, *feature_bound(case, inputs, exact.out, exact.lse, given))
 
 
 def worst_ratio(found: torch.Tensor, mid: torch.Tensor, radius: torch.Tensor, bound: torch.Tensor) -> float:
@@ -262,9 +345,10 @@ def worst_ratio(found: torch.Tensor, mid: torch.Tensor, radius: torch.Tensor, bo
 
 
 def worst_ratios(found: Outputs, exact, bound: Outputs) -> dict[str, float]:
-    """`worst_ratio` of every output against a ball enclosure."""
+    """`worst_ratio` of every output that was found against a ball enclosure."""
     return {
-        name: worst_ratio(*(getattr(tensors, name) for tensors in (found, exact.mid, exact.radius, bound))) for name in TENSORS
+        name: worst_ratio(tensor, *(getattr(tensors, name) for tensors in (exact.mid, exact.radius, bound)))
+        for name, tensor in found.items()
     }
 
 

@@ -14,10 +14,11 @@ from tests.oracles.support import PROBLEMS, draw, end_to_end_bound, worst_ratios
 SIGNED = "(rows[:, None] + case.seqlen_k - case.seqlen_q - columns[None, :])"
 SLOPES = "slopes[stacked // case.seqlen_q, None]"
 STACKED = f"{SLOPES}, stacked % case.seqlen_q"
+SINKS_BY_ROW = "inputs.sink.double()[0, heads].repeat(case.seqlen_q, 1)"
 
 DEFECTS = [
     (dense, "key_head(case, h)", "(h % case.heads_kv)"),
-    (dense, "torch.arange(case.seqlen_k, device=device)", "torch.arange(case.seqlen_k, device=device) - 1"),
+    (dense, "seen, bias = visible_mask(case, rows, columns)", "seen, bias = visible_mask(case, rows, columns - 1)"),
     (dense, "dout @ v.transpose(-2, -1) - delta", "dout @ v.transpose(-2, -1)"),
     (dense, "ds = ds + inputs.dlse", "ds = ds - inputs.dlse"),
     (dense, "dq = case.softmax_scale * (ds", "dq = abs(case.softmax_scale) * (ds"),
@@ -30,21 +31,21 @@ DEFECTS = [
     (dense, "ds * cap_slope(case, x)", "ds"),
     (dense, "cap_slope(case, x)", "cap_slope(case, scores)"),
     (dense, "cap_slope(case, x)", "(1 - (x / case.softcap).tanh() ** 2)"),
-    (dense, "scores = _biased(case, capped(case, x))", "scores = _biased(case, x)"),
+    (dense, "scores = _biased(case, inputs, capped(case, x))", "scores = _biased(case, inputs, x)"),
     (dense, "capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))", "(case.softmax_scale * (q @ k.transpose(-2, -1)))"),
     (dense, "scores + alibi_bias", "scores - alibi_bias"),
     (dense, "alibi_bias(case, slopes, rows, columns)", f"-slopes * {SIGNED}"),
     (dense, "alibi_bias(case, slopes, rows, columns)", "-slopes * (rows[:, None] - columns[None, :]).abs()"),
     (dense, "alibi_slope_tensor(case, scores.device)", "alibi_slope_tensor(case, scores.device)[:, _heads(case, None)]"),
     (dense, "alibi_slope_tensor(case, scores.device)", "alibi_slope_tensor(case, scores.device)[:1]"),
-    (dense, "scores = _biased(case, capped(case, x))", "scores = capped(case, _biased(case, x))"),
+    (dense, "scores = _biased(case, inputs, capped(case, x))", "scores = capped(case, _biased(case, inputs, x))"),
     (
         dense,
-        "_biased(case, capped(case, case.softmax_scale * (q @ k.transpose(-2, -1))))",
-        "capped(case, _biased(case, case.softmax_scale * (q @ k.transpose(-2, -1))))",
+        "_biased(case, inputs, capped(case, case.softmax_scale * (q @ k.transpose(-2, -1))))",
+        "capped(case, _biased(case, inputs, case.softmax_scale * (q @ k.transpose(-2, -1))))",
     ),
-    (dense, "scores = _biased(case, capped(case, x))", "scores = capped(case, x)"),
-    (dense, "cap_slope(case, x)", "cap_slope(case, _biased(case, x))"),
+    (dense, "scores = _biased(case, inputs, capped(case, x))", "scores = capped(case, x)"),
+    (dense, "cap_slope(case, x)", "cap_slope(case, _biased(case, inputs, x))"),
     (dense, "lse = inputs.dout.double(), out.double()", "lse = inputs.dout.double(), out.double() * 1.0000000001"),
     (tiled, "key_head(case, h) == g", "h % case.heads_kv == g"),
     (tiled, "% case.seqlen_q, columns", ", columns"),
@@ -57,7 +58,7 @@ DEFECTS = [
     (tiled, "(top + length.log())", "(top + length.float().log())"),
     (tiled, "ds.mul_(slope)", "pass"),
     (tiled, "cap_slope(case, x)", "cap_slope(case, x).float()"),
-    (tiled, "p = _biased(case, capped(case, x), ", "p = _biased(case, x, "),
+    (tiled, "scores = _biased(case, capped(case, x), ", "scores = _biased(case, x.clone(), "),
     (tiled, "scores.add_(alibi_bias", "scores.sub_(alibi_bias"),
     (tiled, f"alibi_bias(case, {STACKED}, columns)", f"-{SLOPES} * {SIGNED.replace('rows', '(stacked % case.seqlen_q)')}"),
     (
@@ -68,12 +69,53 @@ DEFECTS = [
     (tiled, "slopes[b, members]", "slopes[b, [g] * len(members)]"),
     (tiled, "slopes[b, members]", "slopes[0, members]"),
     (tiled, f"alibi_bias(case, {STACKED}, columns)", f"alibi_bias(case, {SLOPES}, stacked, columns)"),
-    (tiled, "p = _biased(case, capped(case, x), slopes[b, members], rows)", "p = capped(case, x)"),
+    (tiled, "scores = _biased(case, capped(case, x), slopes[b, members], rows)", "scores = capped(case, x)"),
     (
         tiled,
-        "p = _biased(case, capped(case, x), slopes[b, members], rows)",
-        "p = capped(case, _biased(case, x, slopes[b, members], rows))",
+        "scores = _biased(case, capped(case, x), slopes[b, members], rows)",
+        "scores = capped(case, _biased(case, x, slopes[b, members], rows))",
     ),
+    (dense, "scores + dense_bias.added(bias)", "scores + 0.5 * dense_bias.added(bias)"),
+    (dense, "scores + dense_bias.added(bias)", "scores"),
+    (dense, "seen & dense_bias.shown(bias)", "seen & ~dense_bias.shown(bias)"),
+    (dense, "seen & dense_bias.shown(bias)", "seen | dense_bias.shown(bias)"),
+    (dense, "seen if bias is None else seen & dense_bias.shown(bias)", "seen"),
+    (dense, "total = total + torch.exp(inputs.sink.double() - maximum)", "pass"),
+    (dense, "total + torch.exp(inputs.sink.double() - maximum)", "total + torch.exp(inputs.sink.double())"),
+    (tiled, "scores.add_(dense_bias.added(block))", "scores.add_(0.5 * dense_bias.added(block))"),
+    (tiled, "scores.add_(dense_bias.added(block))", "scores"),
+    (
+        tiled,
+        "scores = _biased(case, capped(case, x), slopes[b, members], rows)\n"
+        "            alive, scores = _with_bias(case, bias, b, members, rows, alive, scores)",
+        "alive, scores = _with_bias(case, bias, b, members, rows, alive, x.clone())\n"
+        "            scores = _biased(case, capped(case, scores), slopes[b, members], rows)",
+    ),
+    (
+        tiled,
+        "scores = capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))\n"
+        "            scores = _biased(case, scores, slopes[b, members], rows)\n"
+        "            sees, scores = _with_bias(case, bias, b, members, rows, visible, scores)",
+        "scores = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)\n"
+        "            sees, scores = _with_bias(case, bias, b, members, rows, visible, scores)\n"
+        "            scores = _biased(case, capped(case, scores), slopes[b, members], rows)",
+    ),
+    (tiled, "sees & dense_bias.shown(block)", "sees & ~dense_bias.shown(block)"),
+    (tiled, "sees & dense_bias.shown(block)", "sees"),
+    (tiled, "bias[b, heads[stacked // case.seqlen_q]", "bias[0, heads[stacked // case.seqlen_q]"),
+    (tiled, "heads[stacked // case.seqlen_q], stacked % case.seqlen_q]", "members[0], stacked % case.seqlen_q]"),
+    (tiled, "heads[stacked // case.seqlen_q], stacked % case.seqlen_q]", "heads[stacked // case.seqlen_q], 0]"),
+    (tiled, "length = length + (sinks - top).exp()", "pass"),
+    (tiled, "lse = lse.logaddexp(inputs.sink.double())", "pass"),
+    (tiled, "inputs.sink.double()[0, heads].repeat_interleave(case.seqlen_q, 0)", SINKS_BY_ROW),
+    (tiled, "shares * rest", "shares * -rest"),
+    (tiled, "(inputs.sink.double() - lse).exp()", "inputs.sink.double().exp()"),
+    (tiled, "(shares * rest).sum((0, 2))", "(shares * rest)[:1].sum((0, 2))"),
+    (tiled, "scores = capped(case, case.softmax_scale * (q @ k.mT))", "scores = case.softmax_scale * (q @ k.mT)"),
+    (tiled, "(scores + dense_bias.added(bias) - lse[..., None])", "(scores - lse[..., None])"),
+    (tiled, "(inputs.dout.double() @ v.mT + rest[..., None])", "(inputs.dout.double() @ v.mT)"),
+    (tiled, "visible_mask(case, rows, columns) & dense_bias.shown(bias)", "visible_mask(case, rows, columns)"),
+    (tiled, "dense_bias.summed(case, gradient)", "0.5 * dense_bias.summed(case, gradient)"),
     (
         tiled,
         "capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))",
