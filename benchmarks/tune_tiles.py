@@ -116,7 +116,7 @@ def call(candidate: Candidate, tensors: tuple[torch.Tensor, ...], lse: torch.Ten
     if candidate.kernel == "forward":
         return [forward.attention_forward(q, k, v, scale, offset, None, candidate.precision, tile)[0]]
     with only(candidate.kernel):
-        dq, dk, dv = backward.attention_backward(
+        dq, dk, dv, *_ = backward.attention_backward(
             dout, None, q, k, v, q, lse, scale, offset, None, candidate.precision, tile, tile
         )
     return [dq] if candidate.kernel == "dq" else [dk, dv]

@@ -166,7 +166,7 @@ def dbias_kernel(
             stride_bm, stride_bn, rows_left, keys_left, inverse,
             BIAS, BLOCK_M, BLOCK_N, True, True, WIDE, ACCUMULATOR, BF16,
         )  # fmt: skip
-        seen = scores != float("-inf")
+        seen = (scores != float("-inf")) & (lse != float("inf"))[:, None]  # padding rows have lse = inf
         if CAUSAL:
             seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
         if WINDOW:

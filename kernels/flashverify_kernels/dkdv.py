@@ -94,7 +94,8 @@ def accumulate_dkdv(
             )  # fmt: skip
         p = probabilities(scores, lse[None, :], scale)
         if BIAS:
-            p = tl.where(scores == float("-inf"), 0.0, p)  # in a row that sees no key too, whose lse is -inf
+            # Of hidden pairs in a row that sees no key too, whose lse is -inf, and of padding rows, whatever hidden keys hold.
+            p = tl.where((scores == float("-inf")) | (lse == float("inf"))[None, :], 0.0, p)
         if MASKED:
             if CAUSAL:
                 seen = keys[:, None] <= queries[None, :] + causal_offset

@@ -126,7 +126,7 @@ def test_what_is_timed_is_what_a_user_calls(causal, precision):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 17, 8, generator=generator) for _ in range(3))
     expected, _ = torch.ops.flashverify_kernels.attention(
-        q, k, v, 8**-0.5, None, None, 0 if causal else None, None, "ieee", None
+        q, k, v, 8**-0.5, None, None, None, None, 0 if causal else None, None, "ieee", None
     )
     assert torch.equal(kernel.attend(q, k, v, causal), expected)
 

@@ -183,7 +183,7 @@ def test_gradcheck(over: str, device: torch.device) -> None:
         options = {"attn_bias": finite.masked_fill(hidden, -math.inf), "learnable_sink": sink, "softcap": 0.75}
         return flash_attn_func(*heads_last, **options, return_attn_probs=True)[:2]
 
-    assert torch.autograd.gradcheck(call, (*inputs, finite, sink))
+    assert torch.autograd.gradcheck(call, (*inputs, finite, sink), fast_mode=True)
 
 
 @pytest.mark.parametrize("over", ["", "HN"])
@@ -225,7 +225,8 @@ def test_the_unrounded_mode_rounds_to_what_users_get(device: torch.device) -> No
     q, k, v, dout = draw(shape, torch.bfloat16, device)
     bias, sink = bias_of(shape, "N", device, torch.bfloat16), torch.tensor([0.5, -1.0], device=device, dtype=torch.bfloat16)
     given = run(q, k, v, dout, bias=bias, sink=sink, scale=0.25)
-    seen = dict(zip(given, unrounded_attention(q, k, v, dout, None, 0.25, None, bias=bias, sink=sink), strict=True))
+    results = unrounded_attention(q, k, v, dout, None, 0.25, None, bias=bias, sink=sink)
+    seen = dict(zip(given, results, strict=True))
     for name, x in given.items():
         assert seen[name].dtype == torch.float32
         assert torch.equal(seen[name].to(x.dtype), x), name

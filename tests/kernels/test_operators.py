@@ -65,6 +65,16 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tens
     return (scaled_dot_product_attention(q * 2, k, v, is_causal=True, scale=scale, enable_gqa=True),)
 
 
+def _biased(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    bias, sink = k[:1, :1, None, :, 0], q.sum((0, 2, 3))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return flash_attn_func(q, k, v, attn_bias=bias, learnable_sink=sink, return_attn_probs=True)[:2]
+
+
+def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (scaled_dot_product_attention(q, k, v, k[:, :1, None, :, 0] > 0, enable_gqa=True),)
+
+
 def _results(function: object, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
     leaves = [x.detach().requires_grad_() for x in inputs[:3]]
     outputs = function(*leaves)
@@ -73,7 +83,7 @@ def _results(function: object, inputs: tuple[torch.Tensor, ...]) -> dict[str, to
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("function", [_flash, _sdpa])
+@pytest.mark.parametrize("function", [_flash, _sdpa, _biased, _masked])
 def test_compiled_whole_gives_the_bits_of_eager(function: object, dynamic: bool, device: torch.device) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
@@ -87,7 +97,7 @@ def test_compiled_whole_gives_the_bits_of_eager(function: object, dynamic: bool,
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("function", [_flash, _sdpa])
+@pytest.mark.parametrize("function", [_flash, _sdpa, _biased, _masked])
 def test_inductor_gives_the_bits_of_eager(function: object, dtype: torch.dtype, device: torch.device) -> None:
     torch._dynamo.reset()
     inputs = draw((2, 4, 2, 65, 70, 64), dtype, device)
