@@ -29,6 +29,7 @@ from flashverify_kernels.launch import (
     dot_precision,
     expanded_bias,
     heads_at_once,
+    loadable_bias,
     needs_wide_offsets,
     output_like,
     scale_bits,
@@ -89,6 +90,8 @@ def attention_backward(
         dq, dk, dv, dbias, dsink: the first three shaped like q, k, v, laid out as B,N,H,D in memory, the others shaped like
         bias and sink, contiguous, or None.
     """
+    has_bias_grad = needs_bias_grad and bias is not None and bias.is_floating_point()
+    bias = loadable_bias(bias, q.dtype)
     batch, heads_q, seqlen_q, head_dim = q.shape
     heads_kv, seqlen_k = k.shape[1], k.shape[2]
     dq, dk, dv = (output_like(x, output_dtype) for x in (q, k, v))
@@ -155,7 +158,7 @@ def attention_backward(
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=stages_of(tile, bias), **options,
         )  # fmt: skip
     dbias = dsink = None
-    if needs_bias_grad and bias is not None and bias.is_floating_point():
+    if has_bias_grad:
         inputs = dout, q, k, v, rows_lse, rows_delta
         dbias = bias_gradient(*inputs, bias, alibi, dq_tile, output_dtype, sizes, options)
     if needs_sink_grad and sink is not None:

@@ -27,6 +27,7 @@ from flashverify_kernels.launch import (
     dot_precision,
     expanded_bias,
     heads_at_once,
+    loadable_bias,
     needs_wide_offsets,
     output_like,
     scale_bits,
@@ -342,6 +343,7 @@ def attention_forward(
     """
     batch, heads_q, seqlen_q, head_dim = q.shape
     value_dim = v.shape[3]
+    bias = loadable_bias(bias, q.dtype)
     out = output_like(q, output_dtype, value_dim)
     lse = torch.empty((batch, heads_q, seqlen_q), dtype=accumulator_of(q.dtype), device=q.device)
     programs = triton.cdiv(seqlen_q, tile.block_m) * batch * heads_q

@@ -79,6 +79,17 @@ def bias_kind(bias: torch.Tensor | None) -> int:
     return 2 if bias.dtype == torch.bool else 1
 
 
+def loadable_bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A bias or mask as kernels of q's dtype take it: beside float64 products a mask becomes zeros and -inf, of its own shape.
+
+    Triton lays out the operands of a product by the narrowest type that they come from, bytes of a mask among them, and asserts
+    that float64 has no such layout (MMAv2.cpp, "Currently fp64 don't support largeK MMA").
+    """
+    if bias is None or bias.dtype != torch.bool or dtype != torch.float64:
+        return bias
+    return torch.zeros(bias.shape, dtype=dtype, device=bias.device).masked_fill_(~bias, -torch.inf)
+
+
 def expanded_bias(bias: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor | None:
     """A bias (1|B, 1|Hq, 1|Nq, Nk) as (B, Hq, Nq, Nk) without a copy, of bytes if it is a mask; None stays None."""
     if bias is None:

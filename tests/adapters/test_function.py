@@ -8,7 +8,7 @@ import torch
 from flashverify.adapters import registry
 from flashverify.adapters.function import FunctionKernel
 from flashverify.campaign.worker import examine_with
-from flashverify.cases.case import AttentionCase
+from flashverify.cases.case import BIASES, AttentionCase
 from flashverify.records.measurement import Verdict
 
 CPU = torch.device("cpu")
@@ -48,6 +48,8 @@ def test_torchs_own_attention_passes(case):
     [
         ({"seqlen_k": 6}, "bottom-right causal mask with seqlen_q != seqlen_k"),
         ({"lse_grad": True}, "gradient of lse"),
+        *(({"bias": bias}, "biases or masks as tensors") for bias in BIASES),
+        ({"sink": True}, "attention sinks"),
     ],
 )
 def test_what_the_signature_cannot_say_is_unsupported(changes, reason):

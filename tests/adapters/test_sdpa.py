@@ -6,7 +6,7 @@ import torch
 from flashverify.adapters import registry
 from flashverify.adapters.sdpa import BACKENDS, SdpaKernel
 from flashverify.campaign.worker import examine_with
-from flashverify.cases.case import AttentionCase
+from flashverify.cases.case import BIASES, AttentionCase
 from flashverify.numerics.formats import BF16, FP32
 from flashverify.records.measurement import Verdict
 
@@ -26,6 +26,8 @@ CUDA = torch.device("cuda", 0)
         ({"seqlen_q": 0}, "empty sizes"),
         ({"scale": -1.0}, "scale that is not positive"),
         ({"layout": "offset"}, "layout offset"),
+        *(({"bias": bias}, "biases or masks as tensors") for bias in BIASES),
+        ({"sink": True}, "attention sinks"),
     ],
 )
 def test_what_backends_decline(changes, reason):

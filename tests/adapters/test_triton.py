@@ -6,9 +6,11 @@ import torch
 from flashverify.adapters.contracts import TENSOR_CORES, TF32_BLOCK, UNKNOWN_TENSOR_CORE, flash_attention
 from flashverify.adapters.registry import PRECISIONS, load
 from flashverify.adapters.triton import TritonKernel
-from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.cases import dense_bias, layouts, regimes
+from flashverify.cases.case import BIASES, DTYPES, AttentionCase
 from flashverify.numerics.dots import AnyOrder, SplitProducts, TensorCore
 from flashverify.numerics.formats import BF16, FORMATS, FP32, FP64, TF32
+from flashverify.oracles import tiled
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -163,3 +165,33 @@ def test_a_precision_of_float32_declines_other_dtypes(name):
     for dtype in ("fp16", "bf16"):
         reason = kernel.declines(case_of(dtype))
         assert reason is None if name == "triton" else reason == f"{kernel.precision} is a precision of float32 products"
+
+
+@pytest.mark.parametrize("bias", [*BIASES, None])
+@pytest.mark.parametrize("mask", ["causal", "causal-topleft"])
+def test_biases_and_sinks_run_and_have_gradients_of_their_shapes(bias, mask, device):
+    """Both ways, through the function and through the operator; a mask has no gradient, and a sink always one."""
+    case = case_of("fp16", batch=2, heads_q=2, seqlen_q=9, seqlen_k=20, head_dim=16, mask=mask, bias=bias, sink=True)
+    kernel = TritonKernel(device)
+    assert kernel.declines(case) is None
+    inputs = layouts.apply(case, regimes.draw(case, device))
+    outputs, truth = kernel.run(case, inputs), tiled.attention(case, inputs)
+    assert outputs.dsink.shape == (1, 2, 1)
+    assert outputs.dsink.dtype == torch.float32
+    if bias in (None, "mask"):
+        assert outputs.dbias is None
+    else:
+        assert outputs.dbias.shape == dense_bias.shape(case)
+        assert outputs.dbias.dtype == torch.float16
+    for name, tensor in truth.items():
+        torch.testing.assert_close(getattr(outputs, name).double(), tensor, rtol=0.02, atol=0.02, msg=name)
+    exact = kernel.unrounded(case, inputs)
+    assert exact.dsink.shape == (1, 2, 1)
+    assert (exact.dbias is None) == (outputs.dbias is None)
+
+
+def test_cases_without_biases_and_sinks_have_no_gradients_of_them(device):
+    case = case_of("fp32", seqlen_q=5, seqlen_k=7, head_dim=16)
+    outputs = TritonKernel(device).run(case, layouts.apply(case, regimes.draw(case, device)))
+    assert outputs.dbias is None
+    assert outputs.dsink is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from flashverify.cases.case import AttentionCase
+from flashverify.cases.case import BIASES, AttentionCase
 from flashverify.cases.strategies import any_scales, any_softcaps, cases
 
 PLAIN = AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64)
@@ -23,6 +23,10 @@ PLAIN = AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64)
 @example(PLAIN.replace(softcap=2.0**-20))
 @example(PLAIN.replace(scale=-1e-05, softcap=2.0**40, lse_grad=True))
 @example(PLAIN.replace(softcap=30.0, alibi="batch", lse_grad=True))
+@example(PLAIN.replace(bias="full"))
+@example(PLAIN.replace(bias="hidden", sink=True, lse_grad=True))
+@example(PLAIN.replace(scale=-1.0, softcap=30.0, alibi="heads", bias="mask", sink=True, lse_grad=True))
+@example(PLAIN.replace(mask="causal-topleft", bias="batch", sink=True))
 def test_id_round_trip(case: AttentionCase) -> None:
     again = AttentionCase.from_id(case.id)
     assert again == case
@@ -42,7 +46,21 @@ def test_id_is_readable() -> None:
     assert case.replace(softcap=30).id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_scale0.5_cap30.0_dlse_s7"
     biased = case.replace(scale=None, softcap=30, alibi="batch")
     assert biased.id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_cap30.0_alibi-batch_dlse_s7"
+    tensors = biased.replace(bias="heads", sink=True)
+    assert tensors.id == "bf16_b1_h4x2_n128x130_d64_causal_normal_contiguous_cap30.0_alibi-batch_bias-heads_sink_dlse_s7"
+    assert PLAIN.replace(sink=True).id == "bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_sink_s0"
+    assert PLAIN.replace(bias="mask").id == "bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_bias-mask_s0"
     assert PLAIN.replace(alibi="heads").id == "bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_alibi-heads_s0"
+
+
+@pytest.mark.parametrize("bias", [*BIASES, None])
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("regime", ["normal", "sink"])
+def test_ids_tell_biases_and_sinks_apart(bias: str | None, sink: bool, regime: str) -> None:
+    case = PLAIN.replace(bias=bias, sink=sink, regime=regime, lse_grad=True)
+    assert AttentionCase.from_id(case.id) == case
+    others = [PLAIN.replace(bias=b, sink=s, regime=regime, lse_grad=True) for b in (*BIASES, None) for s in (False, True)]
+    assert sum(other.id == case.id for other in others) == 1
 
 
 def test_equal_scales_have_one_id() -> None:
@@ -80,6 +98,15 @@ def test_equal_softcaps_have_one_id() -> None:
         PLAIN.id.replace("_s0", "_alibi-heads_cap30.0_s0"),
         PLAIN.id.replace("_s0", "_dlse_alibi-heads_s0"),
         PLAIN.id.replace("full", "causal-topleft").replace("_s0", "_alibi-heads_s0"),
+        PLAIN.id.replace("_s0", "_bias_s0"),
+        PLAIN.id.replace("_s0", "_bias-none_s0"),
+        PLAIN.id.replace("_s0", "_bias-FULL_s0"),
+        PLAIN.id.replace("_s0", "_bias-full_alibi-heads_s0"),
+        PLAIN.id.replace("_s0", "_bias-full_bias-full_s0"),
+        PLAIN.id.replace("_s0", "_sink_bias-full_s0"),
+        PLAIN.id.replace("_s0", "_dlse_sink_s0"),
+        PLAIN.id.replace("_s0", "_sink_sink_s0"),
+        PLAIN.id.replace("_s0", "_sink-1_s0"),
         PLAIN.id.replace("_s0", "_s-1"),
         PLAIN.id.replace("d64", "d257"),
         PLAIN.id.replace("bf16", "fp8"),
@@ -131,6 +158,13 @@ def test_other_texts_are_no_ids(text: str) -> None:
         ("alibi", "", ValueError),
         ("alibi", True, TypeError),
         ("alibi", ["heads"], TypeError),
+        ("bias", "heads-batch", ValueError),
+        ("bias", "", ValueError),
+        ("bias", True, TypeError),
+        ("bias", ["full"], TypeError),
+        ("sink", 1, TypeError),
+        ("sink", None, TypeError),
+        ("sink", "yes", TypeError),
         ("lse_grad", 1, TypeError),
         ("regime", "Normal", ValueError),
         ("regime", "a_b", ValueError),
@@ -158,3 +192,6 @@ def test_features() -> None:
     assert PLAIN.replace(heads_q=4).features == ("cross-length", "mqa")
     assert PLAIN.replace(seqlen_k=128, softcap=30.0).features == ("softcap",)
     assert PLAIN.replace(seqlen_k=128, softcap=30.0, alibi="heads").features == ("alibi", "softcap")
+    for bias in BIASES:
+        assert PLAIN.replace(seqlen_k=128, bias=bias).features == ("mask" if bias == "mask" else "bias",)
+    assert PLAIN.replace(seqlen_k=128, sink=True, bias="hidden").features == ("bias", "sink")

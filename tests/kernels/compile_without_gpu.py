@@ -62,7 +62,7 @@ LAYOUTS = {
     "every-other": lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2],
     "along-n": lambda x: x.mT.contiguous().mT,
 }
-FEATURES = ("window", "softcap", "alibi", "bias", "long-bias", "mask", "sink")
+FEATURES = ("window", "softcap", "alibi", "bias", "capped-bias", "long-bias", "mask", "sink")
 SPLIT = ("bf16x6", "tf32x3")
 """Precisions of float32 whose products are made of pieces."""
 
@@ -109,9 +109,14 @@ def compile_entry(
         tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))
         q, k, v, dout = tensors
         visible = (0 if causal else None, -20 if layout == "window" else None)
-        bias_dtype = {"bias": torch_dtype, "long-bias": accumulator_of(torch_dtype), "mask": torch.bool}.get(layout)
+        bias_dtype = {
+            "bias": torch_dtype,
+            "capped-bias": torch_dtype,
+            "long-bias": accumulator_of(torch_dtype),
+            "mask": torch.bool,
+        }.get(layout)
         features = {
-            "softcap": 30.0 if layout == "softcap" else None,
+            "softcap": 30.0 if layout in ("softcap", "capped-bias") else None,
             "alibi": torch.ones(1, 2) if layout == "alibi" else None,
             "bias": None if bias_dtype is None else torch.zeros(1, 2, 64, 64, dtype=bias_dtype),
             "sink": torch.zeros(2, dtype=torch_dtype) if layout == "sink" else None,

@@ -30,6 +30,8 @@ ENTRIES = {
             "fp16:64:1:bias",
             "fp32:64:0:bias",
             "fp64:64:1:bias",
+            "bf16:64:1:capped-bias",
+            "fp64:64:0:capped-bias",
         ),
         *("bf16:128:1:mask", "fp16:64:0:mask", "fp64:64:1:mask", "bf16:128:1:sink", "fp16:64:0:sink", "fp64:64:1:sink"),
         *("bf16:192x128:1:descriptors", "bf16:64x128:0", "fp32:40x64:1"),
@@ -37,7 +39,12 @@ ENTRIES = {
     "80": ("bf16:128:1", "fp64:256:0", "bf16:128:0:long-bias", "bf16:256:1:long-bias"),
 }
 KERNELS = {"forward_kernel", "delta_kernel", "dkdv_kernel", "dq_kernel"}
-KERNELS_MORE = {"bias": {"dbias_kernel"}, "long-bias": {"dbias_kernel"}, "sink": {"dsink_kernel"}}
+KERNELS_MORE = {
+    "bias": {"dbias_kernel"},
+    "capped-bias": {"dbias_kernel"},
+    "long-bias": {"dbias_kernel"},
+    "sink": {"dsink_kernel"},
+}
 """What a feature launches besides."""
 
 
