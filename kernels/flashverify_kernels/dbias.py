@@ -156,7 +156,7 @@ def dbias_kernel(
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
         if SOFTCAP:
-            scores, of_cap = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+            scores, _slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         if ALIBI:
             slope = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
             places = query_rows + (seqlen_k - seqlen_q)

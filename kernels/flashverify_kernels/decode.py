@@ -228,7 +228,7 @@ def decode_kernel(
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
         if SOFTCAP:
-            scores, of_cap = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+            scores, _slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
         if ALIBI:
             scores = biased(scores, slope[:, None], places[:, None], keys[None, :], ACCUMULATOR)
         seen = inside[None, :]
