@@ -164,6 +164,18 @@ def test_lengths_that_only_the_device_knows_stay_within_the_cache(device: torch.
     assert all(torch.equal(a, b) for a, b in zip(want, found, strict=True))
 
 
+@pytest.mark.parametrize("page_size", [0, 16])
+def test_new_keys_without_room_are_not_seen(page_size: int, device: torch.device) -> None:
+    """Queries keep their places; what lies behind the cache, or in the next row of the page table, is not read."""
+    inputs = Inputs(torch.float64, device, lengths=[30, 32, 29], tokens=4, queries=3, capacity=32, page_size=page_size)
+    if not page_size:
+        inputs.k_cache, inputs.v_cache = (
+            torch.cat([x, torch.full_like(x, math.nan)], 1)[:, :32] for x in (inputs.k_cache, inputs.v_cache)
+        )
+    want = expected(inputs, right=0)
+    assert want.worst(*inputs.run(causal=True, num_splits=2)) <= 1.0
+
+
 def test_strided_queries_slopes_and_integers(device: torch.device) -> None:
     inputs = Inputs(torch.float32, device, lengths=[20, 41], queries=3, leftpad=[2, 3])
     slopes = torch.linspace(-0.5, 0.5, 8, device=device).reshape(2, 4)
