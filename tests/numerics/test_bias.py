@@ -220,5 +220,6 @@ def test_nothing_is_allowed_where_nothing_is_seen(dtype: str, sink: bool) -> Non
     assert it.budget.dbias[seen.expand_as(hidden)].min() >= 0
     assert (it.budget.dbias[seen & (it.truth.dbias != 0)] > 1e-12).any()
     rows = hidden.all(-1).expand(1, 2, 9)
-    assert it.budget.out[rows].eq(0).all()
-    assert it.budget.dq[rows].eq(0).all()
+    for name in ("out", "dq"):  # with a sink, the row sees a key of zeros
+        allowed = getattr(it.budget, name)[rows].max()
+        assert allowed <= 1e3 * torch.finfo(torch.float32).smallest_normal if sink else allowed == 0, name
