@@ -1,4 +1,4 @@
-"""Planted defects of features: other columns in v, windows, soft caps, linear biases. Threads: owner/repository#number."""
+"""Planted defects of features: columns of v, windows, soft caps, biases, masks, sinks. Threads: owner/repository#number."""
 
 from __future__ import annotations
 
@@ -149,6 +149,48 @@ FEATURES = (
                 "alibi_slope(slopes_ptr, batch, head_kv, stride_ab",
             ),
         ),
+    ),
+    Mutant(
+        "bias-scaled",
+        "A bias is multiplied by the softmax scale, like the product that it is added to.",
+        "tenstorrent/tt-metal#42891",
+        (Edit("primitives.py", "scores + bias * inverse)", "scores + bias)"),),
+    ),
+    Mutant(
+        "bias-gradient-of-one-entry",
+        "The gradient of a bias that the batch shares is that of the first entry alone.",
+        "control",
+        (
+            Edit(
+                "dbias.py",
+                "    for step in range(0, batches * heads * blocks_seen):",
+                "    for step in range(0, heads * blocks_seen):",
+            ),
+        ),
+    ),
+    Mutant(
+        "mask-inverted",
+        "True hides a pair.",
+        "control",
+        (Edit("primitives.py", "return tl.where(bias != 0, scores,", "return tl.where(bias == 0, scores,"),),
+    ),
+    Mutant(
+        "sink-ignored",
+        "The row sum begins without the sink's share.",
+        "modular/modular#6198",
+        (
+            Edit(
+                "forward.py",
+                '        running_sum = tl.where(running_max == float("-inf"), running_sum, 1.0)\n',
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "sink-gradient-of-one-entry",
+        "The gradient of sinks leaves out every batch entry but the first.",
+        "ISEEKYAN/Megatron-LM#205",
+        (Edit("dsink.py", "    for batch in range(0, batch_size):", "    for batch in range(0, 1):"),),
     ),
 )
 """What sees each of them is stated in `tests/meta/test_detection.py`."""

@@ -98,7 +98,8 @@ def feature_budget(
         if size is None or error is None:
             return None
         summed = error + coefficients.growth(float(count)) * (size + error) + count * coefficients.tiny
-        return (summed + EVALUATION_UNIT * (count + 64.0) * (size + error)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        summed = (summed + EVALUATION_UNIT * (count + 64.0) * (size + error)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        return torch.where(size + error == 0.0, 0.0, summed)  # where nothing is seen, it must be exact
 
     dsink = budget(sizes.of_sink(case), errors.of_sink(case), case.batch * case.seqlen_q)
     if case.bias in {None, "mask"}:
@@ -107,7 +108,7 @@ def feature_budget(
     dbias = budget(size, errors.of_bias(case), dense_bias.summands(case))
     assert size is not None
     assert dbias is not None
-    return torch.where(size + dbias > 0.0, dbias + coefficients.stored(size + dbias), 0.0), dsink
+    return torch.where(dbias == 0.0, 0.0, dbias + coefficients.stored(size + dbias)), dsink
 
 
 @dataclass(frozen=True, slots=True)

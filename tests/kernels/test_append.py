@@ -20,7 +20,9 @@ KINDS = {
 }
 
 
-def append(inputs: Inputs, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None, interleaved: bool = True) -> None:
+def check_append(
+    inputs: Inputs, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None, interleaved: bool = True
+) -> None:
     """Run the operator, and fail unless the caches are what they should be."""
     before = inputs.k_cache.clone(), inputs.v_cache.clone()
     append_to_cache(
@@ -36,7 +38,7 @@ def append(inputs: Inputs, cos: torch.Tensor | None = None, sin: torch.Tensor | 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_are_copied(kind: str, dtype: torch.dtype, device: torch.device) -> None:
-    append(Inputs(dtype, device, lengths=[0, 15, 40], tokens=9, heads_kv=3, heads=3, value_dim=24, **KINDS[kind]))
+    check_append(Inputs(dtype, device, lengths=[0, 15, 40], tokens=9, heads_kv=3, heads=3, value_dim=24, **KINDS[kind]))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -44,14 +46,14 @@ def test_rows_are_copied(kind: str, dtype: torch.dtype, device: torch.device) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_keys_are_turned_and_values_are_not(kind: str, dtype: torch.dtype, interleaved: bool, device: torch.device) -> None:
     inputs = Inputs(dtype, device, lengths=[0, 15, 40], tokens=5, head_dim=40, **KINDS[kind])
-    append(inputs, *angles(64, 32, dtype, device), interleaved)
+    check_append(inputs, *angles(64, 32, dtype, device), interleaved)
 
 
 @pytest.mark.parametrize("page_size", [0, 16])
 @pytest.mark.parametrize("lengths", [[62, 0], [64, 64], [60, 63]])
 def test_what_the_cache_has_no_room_for_is_not_written(lengths: list[int], page_size: int, device: torch.device) -> None:
     """The row of the page table ends with the cache: a look beyond it would find the next row's pages."""
-    append(Inputs(torch.float32, device, lengths=lengths, tokens=4, page_size=page_size))
+    check_append(Inputs(torch.float32, device, lengths=lengths, tokens=4, page_size=page_size))
 
 
 def test_any_bits_are_copied(device: torch.device) -> None:
@@ -71,7 +73,7 @@ def test_new_rows_may_lie_anyhow(device: torch.device) -> None:
     inputs = Inputs(torch.float32, device, lengths=[3, 30], tokens=4)
     inputs.k = inputs.k.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
     inputs.v = inputs.v[:, :1].expand(-1, 4, -1, -1)
-    append(inputs)
+    check_append(inputs)
 
 
 def test_the_function_appends_before_it_attends(device: torch.device) -> None:

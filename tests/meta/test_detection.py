@@ -18,6 +18,8 @@ WINDOW = "fp32_b1_h2x1_n70x70_d16_causal_normal_contiguous_left20_s0"
 SOFTCAP = "fp16_b1_h2x1_n47x40_d16_causal_normal_contiguous_cap2.0_s0"
 ALIBI = "bf16_b1_h4x2_n33x47_d16_causal_normal_contiguous_alibi-heads_s0"
 VALUES = "fp32_b1_h1x1_n33x70_d16x40_full_normal_contiguous_s0"
+BIAS = "bf16_b2_h2x1_n33x47_d16_causal_normal_contiguous_bias-heads_sink_s0"
+MASK = "fp16_b2_h2x1_n20x33_d16_full_normal_contiguous_bias-mask_s0"
 
 SEEN_BY = {
     "scale-off-by-1-percent": (CAUSAL, "lse", {"accuracy", "function"}),
@@ -37,6 +39,11 @@ SEEN_BY = {
     "alibi-off-by-one": (ALIBI, "lse", {"accuracy", "function"}),
     "alibi-top-left": (ALIBI, "lse", {"accuracy", "function"}),
     "alibi-of-the-key-head": (ALIBI, "dk", {"accuracy", "function"}),
+    "bias-scaled": (BIAS, "lse", {"accuracy", "function"}),
+    "bias-gradient-of-one-entry": (BIAS, "dbias", {"accuracy", "function"}),
+    "mask-inverted": (MASK, "lse", {"accuracy"}),  # in float64 a mask is a bias
+    "sink-ignored": (BIAS, "lse", {"accuracy", "function"}),
+    "sink-gradient-of-one-entry": (BIAS, "dsink", {"accuracy", "function"}),
     "delta-missing": (CAUSAL, "dq", {"accuracy", "function"}),
     "tf32-for-fp32": (TAIL, "dv", {"accuracy"}),
     "lse-in-base-2": (CAUSAL, "lse", {"accuracy", "function"}),
@@ -73,7 +80,7 @@ def test_every_mutant_is_expected_to_be_seen():
     assert not SEEN_BY.keys() & ROUNDING_SEEN_BY.keys()
 
 
-@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, ALIBI, VALUES])
+@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, ALIBI, VALUES, BIAS, MASK])
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
