@@ -78,6 +78,25 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """The cases that have a feature, whatever else they have.
+
+    Attributes:
+        cases: by verdict.
+        headroom: largest error / budget, or None if nothing was measured.
+        ulp: largest error in ulps, or None.
+        forward: largest relative distance of out and lse from their enclosures, or None.
+        backward: the same of the gradients.
+    """
+
+    cases: dict[Verdict, int]
+    headroom: Worst | None
+    ulp: Worst | None
+    forward: Worst | None
+    backward: Worst | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """The certificate in numbers.
 
@@ -92,6 +111,7 @@ class Summary:
         regime_headroom: largest error / budget of every regime.
         regime_ulp: largest error in ulps of every regime.
         regime_cases: records by regime and verdict.
+        features: what is known of every feature, "plain" first, then by name.
         forward_distance: largest relative distance of out and lse from their enclosures, or None if none was measured.
         backward_distance: the same of dq, dk and dv.
         unsupported: cases declined, by reason.
@@ -108,6 +128,7 @@ class Summary:
     regime_headroom: dict[str, Worst]
     regime_ulp: dict[str, Worst]
     regime_cases: dict[str, dict[Verdict, int]]
+    features: dict[str, Feature]
     forward_distance: Worst | None
     backward_distance: Worst | None
     unsupported: dict[str, int]
@@ -172,6 +193,7 @@ def summarise(certificate: Certificate) -> Summary:
         regime_headroom=_worst_first(_worst_by((record.regime, _worst_headroom(record, entry)) for record, entry in measured)),
         regime_ulp=_worst_first(_worst_by((record.regime, _worst_ulp(record, entry)) for record, entry in measured)),
         regime_cases=_count((record.regime, settled_verdict(record)) for record in records),
+        features=_features(records),
         forward_distance=distances.get(True),
         backward_distance=distances.get(False),
         unsupported=_unsupported(records),
@@ -196,6 +218,33 @@ def table_order(*names: str) -> tuple[tuple[int, str], ...]:
     """A key that sorts by dtype, tensor and mode in the order of tables, and unknown names after the known ones."""
     orders = (DTYPE_ORDER, TENSOR_ORDER, MODE_ORDER)
     return tuple((order.index(name) if name in order else len(order), name) for order, name in zip(orders, names, strict=False))
+
+
+def _features(records: Iterable[CaseRecord]) -> dict[str, Feature]:
+    """Each feature of any case; a case counts for every feature that it has."""
+    having: dict[str, list[CaseRecord]] = defaultdict(list)
+    for record in records:
+        for feature in record.features.split("+"):
+            having[feature].append(record)
+    return {name: _feature(having[name]) for name in sorted(having, key=lambda name: (name != "plain", name))}
+
+
+def _feature(records: list[CaseRecord]) -> Feature:
+    verdicts = Counter(settled_verdict(record) for record in records)
+    entries = list(measurements(records))
+    measured = [(record, entry) for record, entry in entries if in_case_dtype(record, entry)]
+    distances = _worst_by(
+        (entry.tensor in FORWARD_TENSORS, _worst_distance(record, entry))
+        for record, entry in entries
+        if entry.mode == ENCLOSURE
+    )
+    return Feature(
+        cases={verdict: verdicts[verdict] for verdict in Verdict},
+        headroom=_worst_by((True, _worst_headroom(*item)) for item in measured).get(True),
+        ulp=_worst_by((True, _worst_ulp(*item)) for item in measured).get(True),
+        forward=distances.get(True),
+        backward=distances.get(False),
+    )
 
 
 def _groups(records: Iterable[CaseRecord]) -> tuple[Group, ...]:

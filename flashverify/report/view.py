@@ -70,6 +70,8 @@ class View:
         problems: failures first, then inconclusive cases.
         problems_left_out: how many more there are.
         tensors: worst known error of every tensor; labels are dtype, tensor, mode, relative error.
+        features: by feature: its name and counts, error / budget and its tensor, error in ulp, distances of the function
+            forward and backward, and the command that replays the largest error / budget.
         regimes: worst by regime; labels are the regime and its counts.
         groups: rows of dtype, features, tensor, mode, cases, elements, ulp, rms, bias, headroom, unsupported.
         unsupported: reason and number of cases.
@@ -96,6 +98,7 @@ class View:
     problems: tuple[Problem, ...]
     problems_left_out: int
     tensors: tuple[Row, ...]
+    features: tuple[tuple[str, ...], ...]
     regimes: tuple[Row, ...]
     groups: tuple[tuple[str, ...], ...]
     unsupported: dict[str, int]
@@ -147,6 +150,7 @@ def build_view(certificate: Certificate) -> View:
             _row(plan.kernel, (*key, number(summary.tensor_relative[key].value)), worst, summary.tensor_headroom[key])
             for key, worst in summary.tensors.items()
         ),
+        features=_features(plan.kernel, summary),
         regimes=_regimes(plan.kernel, summary),
         groups=_groups(summary),
         unsupported=summary.unsupported,
@@ -209,12 +213,37 @@ def _row(kernel: str, labels: tuple[str, ...], worst: Worst, second: Worst | Non
     )
 
 
+def _features(kernel: str, summary: Summary) -> tuple[tuple[str, ...], ...]:
+    """Rows by feature; a dash where nothing was measured."""
+    return tuple(
+        (
+            name,
+            _given(found.cases),
+            _value(found.headroom),
+            found.headroom.tensor if found.headroom else "-",
+            _value(found.ulp),
+            _value(found.forward),
+            _value(found.backward),
+            replay_command(found.headroom.case, kernel) if found.headroom else "-",
+        )
+        for name, found in summary.features.items()
+    )
+
+
+def _value(worst: Worst | None) -> str:
+    return "-" if worst is None else number(worst.value)
+
+
+def _given(counts: dict[Verdict, int]) -> str:
+    """Verdicts that were given, counted."""
+    return ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in Verdict if counts[verdict])
+
+
 def _regimes(kernel: str, summary: Summary) -> tuple[Row, ...]:
     """Worst by regime: the regime that comes closest to its budget first."""
     rows = []
     for regime, worst in summary.regime_headroom.items():
-        counts = summary.regime_cases[regime]
-        given = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in Verdict if counts[verdict])
+        given = _given(summary.regime_cases[regime])
         rows.append(_row(kernel, (regime, given, worst.tensor), worst, summary.regime_ulp[regime]))
     return tuple(rows)
 

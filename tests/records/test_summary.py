@@ -106,6 +106,28 @@ def test_distances_from_enclosures_are_the_errors_of_float64_cases() -> None:
     assert [group.mode for group in summary.groups] == ["forward", "enclosure"]
 
 
+def test_a_case_counts_for_every_feature_that_it_has() -> None:
+    both = case(mask="causal", sink=True)
+    near = measurement("out", "enclosure", max_relative=2e-16)
+    summary = summarise(
+        certificate(
+            record(case(mask="causal"), measurements=(measurement("dq", "modular", headroom=0.25, max_ulp=2.0),)),
+            record(both, Verdict.PASS, (measurement("dsink", "modular", headroom=0.5, max_ulp=1.0), near)),
+            PASS,
+        )
+    )
+    assert list(summary.features) == ["plain", "causal", "sink"]
+    causal, sink = summary.features["causal"], summary.features["sink"]
+    assert (causal.cases[Verdict.PASS], sink.cases[Verdict.PASS]) == (2, 1)
+    assert causal.headroom is not None
+    assert (causal.headroom.value, causal.headroom.case) == (0.5, both.id)
+    assert causal.ulp is not None
+    assert (causal.ulp.value, causal.ulp.tensor) == (2.0, "dq")
+    assert sink.forward is not None
+    assert sink.forward.value == 2e-16
+    assert (summary.features["plain"].forward, sink.backward) == (None, None)
+
+
 def test_counts_and_orders() -> None:
     summary = summarise(certificate(PASS, FAIL, UNSUPPORTED, INCONCLUSIVE, planned=6))
     assert summary.verdicts == dict.fromkeys(Verdict, 1)
