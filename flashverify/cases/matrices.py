@@ -1,7 +1,7 @@
 """Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
 
 smoke     about 200 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
-standard  about 1,700 cases with lengths up to 4096: every regime under every mask in every dtype, and every entry of
+standard  about 1,700 cases with lengths up to 4096: every regime under every mask in every dtype, every pair of features, every entry of
           a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
 full      standard, and a few cases of up to 65,536 queries and keys.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
+from flashverify.cases.pairwise import covering
 from flashverify.cases.regimes import REGIMES
 
 Builder = Callable[[], Iterator[AttentionCase]]
@@ -315,6 +316,46 @@ def _biases() -> Iterator[AttentionCase]:
         )
 
 
+PAIRED: dict[str, tuple[object, ...]] = {
+    "view": ("full", "causal", "window", "causal-window", "causal-topleft"),
+    "bias": (None, *BIASES),
+    "dtype": tuple(DTYPES),
+    "alibi": (None, *ALIBIS),
+    "heads": ((1, 1), (4, 2), (3, 1)),
+    "scale": (None, -1.0, 0.0),
+    "layout": ("contiguous", "bnhd", "padded"),
+    "lengths": ((33, 33), (17, 40), (40, 20)),
+    "softcap": (None, 2.0),
+    "sink": (False, True),
+    "head_dim_v": (None, 24),
+    "lse_grad": (False, True),
+}
+"""Features of which every two meet in `pairs_of_features`."""
+
+
+def pairs_of_features() -> Iterator[AttentionCase]:
+    """Every pair of two features' values, in cases so small that balls enclose the truth of each."""
+
+    def is_possible(settings: dict[str, object]) -> bool:
+        return settings.get("view") != "causal-topleft" or settings.get("alibi") is None
+
+    for index, chosen in enumerate(covering(PAIRED, is_possible)):
+        view, heads, lengths = (chosen.pop(name) for name in ("view", "heads", "lengths"))
+        yield AttentionCase(
+            batch=2,
+            heads_q=heads[0],  # type: ignore[index]
+            heads_kv=heads[1],  # type: ignore[index]
+            seqlen_q=lengths[0],  # type: ignore[index]
+            seqlen_k=lengths[1],  # type: ignore[index]
+            head_dim=16,
+            mask={"window": "full", "causal-window": "causal"}.get(str(view), str(view)),
+            window_left=7 if "window" in str(view) else None,
+            window_right=3 if view == "window" else None,
+            seed=index % 5,
+            **chosen,  # type: ignore[arg-type]
+        )
+
+
 def _decoding() -> Iterator[AttentionCase]:
     """Few queries against many keys x dtype, full and causal, with grouped heads."""
     lengths = product((1, 2, 5), (1, 17, 128, 1000, 4095))
@@ -511,6 +552,7 @@ _STANDARD = (
     _softcaps,
     _alibi,
     _biases,
+    pairs_of_features,
     _decoding,
     _distributions,
     _empty,

@@ -20,6 +20,9 @@ cases = st.lists(
         mask=st.sampled_from(MASKS),
         window_left=st.sampled_from([None, 1]),
         head_dim_v=st.sampled_from([None, 8]),
+        softcap=st.sampled_from([None, 2.0]),
+        bias=st.sampled_from([None, "full"]),
+        sink=st.booleans(),
         layout=st.sampled_from(["contiguous", "bnhd"]),
         seed=st.integers(0, 3),
     ),
@@ -33,7 +36,9 @@ def work(case):
 
 def source(case):
     """What is compiled, but for the dtype."""
-    return case.head_dim, case.value_dim, causal_offset(case) is None, first_offset(case) is None, case.layout
+    limits = causal_offset(case) is None, first_offset(case) is None
+    of_scores = case.softcap is None, case.alibi is None, case.bias, case.sink
+    return case.head_dim, case.value_dim, *limits, *of_scores, case.layout
 
 
 def instance(case):
