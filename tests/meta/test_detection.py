@@ -41,7 +41,7 @@ SEEN_BY = {
     "alibi-of-the-key-head": (ALIBI, "dk", {"accuracy", "function"}),
     "bias-scaled": (BIAS, "lse", {"accuracy", "function"}),
     "bias-gradient-of-one-entry": (BIAS, "dbias", {"accuracy", "function"}),
-    "mask-inverted": (MASK, "lse", {"accuracy"}),  # in float64 a mask is a bias
+    "mask-inverted": (MASK, "out", {"accuracy"}),  # in float64 a mask is a bias
     "sink-ignored": (BIAS, "lse", {"accuracy", "function"}),
     "sink-gradient-of-one-entry": (BIAS, "dsink", {"accuracy", "function"}),
     "delta-missing": (CAUSAL, "dq", {"accuracy", "function"}),
