@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from flashverify.cases.tensors import Outputs
+from flashverify.cases.case import AttentionCase
+from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.checks.examination import Examination
-from flashverify.numerics.contract import ORACLE_FLOAT64
-from flashverify.numerics.hard import backward_budget, feature_budget, forward_budget, range_violation
+from flashverify.numerics.contract import ORACLE_FLOAT64, Contract
+from flashverify.numerics.hard import ForwardBudget, backward_budget, feature_budget, forward_budget, range_violation
 from flashverify.oracles import tiled
 
 
@@ -54,56 +55,45 @@ def _end_to_end(examination: Examination) -> Reference:
     case, inputs, contract, stage = examination.case, examination.inputs, examination.contract, examination.stopwatch.stage
     with stage("oracle"):
         out, lse = tiled.forward(case, inputs)
-        truth = _outputs(out, lse, tiled.backward(case, inputs, out, lse), tiled.feature_gradients(case, inputs, out, lse))
+        truth = _truth(case, inputs, out, lse)
     with stage("budget"):
         budget = forward_budget(case, inputs, out, lse, contract)
         radius = forward_budget(case, inputs, out, lse, ORACLE_FLOAT64)
         return Reference(
             truth=truth,
-            radius=_outputs(
-                radius.out,
-                radius.lse,
-                backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, radius),
-                feature_budget(case, inputs, out, lse, ORACLE_FLOAT64, radius),
-            ),
-            budget=_outputs(
-                budget.out,
-                budget.lse,
-                backward_budget(case, inputs, out, lse, contract, budget),
-                feature_budget(case, inputs, out, lse, contract, budget),
-            ),
+            radius=_allowed(case, inputs, out, lse, ORACLE_FLOAT64, radius),
+            budget=_allowed(case, inputs, out, lse, contract, budget),
         )
 
 
 def _modular(examination: Examination) -> Reference:
     case, inputs, contract, stage = examination.case, examination.inputs, examination.contract, examination.stopwatch.stage
     out, lse = examination.outputs.out.double(), examination.outputs.lse.double()
-    zero_out, zero_lse = out.new_zeros(out.shape), lse.new_zeros(lse.shape)
     with stage("oracle"):
-        truth = _outputs(out, lse, tiled.backward(case, inputs, out, lse), tiled.feature_gradients(case, inputs, out, lse))
+        truth = _truth(case, inputs, out, lse)
     with stage("budget"):
         return Reference(
             truth=truth,
-            radius=_outputs(
-                zero_out,
-                zero_lse,
-                backward_budget(case, inputs, out, lse, ORACLE_FLOAT64, None),
-                feature_budget(case, inputs, out, lse, ORACLE_FLOAT64, None),
-            ),
-            budget=_outputs(
-                zero_out,
-                zero_lse,
-                backward_budget(case, inputs, out, lse, contract, None),
-                feature_budget(case, inputs, out, lse, contract, None),
-            ),
+            radius=_allowed(case, inputs, out, lse, ORACLE_FLOAT64, None),
+            budget=_allowed(case, inputs, out, lse, contract, None),
         )
 
 
-def _outputs(
+def _truth(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor) -> Outputs:
+    """Out and lse as given, with the gradients that follow from them."""
+    gradients = tiled.backward(case, inputs, out, lse)
+    return Outputs(out, lse, *gradients, *tiled.feature_gradients(case, inputs, out, lse))
+
+
+def _allowed(
+    case: AttentionCase,
+    inputs: Inputs,
     out: torch.Tensor,
     lse: torch.Tensor,
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    of_features: tuple[torch.Tensor | None, torch.Tensor | None],
+    contract: Contract,
+    forward: ForwardBudget | None,
 ) -> Outputs:
-    (dq, dk, dv), (dbias, dsink) = gradients, of_features
-    return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv, dbias=dbias, dsink=dsink)
+    """Hard budgets of all outputs under a contract; without one of the forward pass, out and lse are exact."""
+    exact = forward or ForwardBudget(torch.zeros_like(out), torch.zeros_like(lse))
+    gradients = backward_budget(case, inputs, out, lse, contract, forward)
+    return Outputs(exact.out, exact.lse, *gradients, *feature_budget(case, inputs, out, lse, contract, forward))

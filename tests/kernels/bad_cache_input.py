@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.kernels.bad_input import BadCall, message_of
+from tests.kernels.bad_input import BadCall, printed
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,7 @@ compare it with what the function raises. The other functions' is [bad-input.md]
 
 def table(device: torch.device) -> str:
     """The calls with the error that each of them gets, as Markdown."""
-    rows = []
-    for number, call in enumerate(BAD_CALLS, 1):
-        error, message = message_of(call, device)
-        line = " ".join(message.split()).replace("|", r"\|")
-        rows.append(f"| {number} | `{call.source}` | {error} | {line} |\n")
-    return _HEADING + "".join(rows)
+    return printed(BAD_CALLS, _HEADING, device)
 
 
 if __name__ == "__main__":

@@ -236,14 +236,19 @@ def message_of(call: BadCall, device: torch.device) -> tuple[str, str]:
     raise AssertionError(f"{call.source} was not refused")
 
 
-def table(device: torch.device) -> str:
-    """The calls with the error that each of them gets, as Markdown."""
+def printed(calls: tuple[BadCall, ...], heading: str, device: torch.device) -> str:
+    """Calls with the error that each of them gets, as a Markdown page."""
     rows = []
-    for number, call in enumerate(BAD_CALLS, 1):
+    for number, call in enumerate(calls, 1):
         error, message = message_of(call, device)
         line = " ".join(message.split()).replace("|", r"\|")
         rows.append(f"| {number} | `{call.source}` | {error} | {line} |\n")
-    return _HEADING + "".join(rows)
+    return heading + "".join(rows)
+
+
+def table(device: torch.device) -> str:
+    """The calls with the error that each of them gets, as Markdown."""
+    return printed(BAD_CALLS, _HEADING, device)
 
 
 if __name__ == "__main__":
