@@ -145,8 +145,8 @@ FEATURES = (
         (
             Edit(
                 "dkdv.py",
-                "alibi_slope(slopes_ptr, batch, head, stride_ab",
-                "alibi_slope(slopes_ptr, batch, head_kv, stride_ab",
+                "alibi_slope(slopes_ptr, sequence, head, stride_ab",
+                "alibi_slope(slopes_ptr, sequence, head_kv, stride_ab",
             ),
         ),
     ),

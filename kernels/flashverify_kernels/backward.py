@@ -37,6 +37,7 @@ from flashverify_kernels.launch import (
     tile_sources,
     with_strides,
 )
+from flashverify_kernels.packed import Packed, packed_arguments
 from flashverify_kernels.tiles import TileConfig, padded_head_dim, stages_of
 
 
@@ -61,6 +62,7 @@ def attention_backward(
     sink: torch.Tensor | None = None,
     needs_bias_grad: bool = False,
     needs_sink_grad: bool = False,
+    packed: Packed | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Launch the backward kernels.
 
@@ -85,6 +87,7 @@ def attention_backward(
         sink: the forward's sinks, (Hq,), or None.
         needs_bias_grad: whether to compute the gradient of a floating bias.
         needs_sink_grad: whether to compute that of sinks.
+        packed: where sequences lie, as for the forward pass; gradients of rows that are no sequence's are 0.
 
     Returns:
         dq, dk, dv, dbias, dsink: the first three shaped like q, k, v, laid out as B,N,H,D in memory, the others shaped like
@@ -123,7 +126,7 @@ def attention_backward(
     strides = (*q.stride(), *k.stride(), *v.stride(), *dout.stride())
     offsets = (0 if offset is None else offset for offset in (causal_offset, first_offset))
     sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, scale_bits(scale), scale_bits(softcap or 0.0))
-    products = batch * heads_q * seqlen_q * seqlen_k * head_dim
+    products = batch * heads_q * seqlen_q * seqlen_k * head_dim if packed is None else None
 
     def sources_of(tile: TileConfig) -> tuple[TileOf, ...]:
         rows, keys = tile.block_m, tile.block_n
@@ -133,7 +136,10 @@ def attention_backward(
         biases = () if bias_view is None else ((bias_view, tile.block_m, tile.block_n),)
         return needs_wide_offsets(*sources_of(tile), *biases, *others)
 
-    key_programs = triton.cdiv(seqlen_k, dkdv_tile.block_n) * batch * heads_kv
+    def slots(rows: int, block: int) -> int:
+        return triton.cdiv(rows, block) if packed is None or rows == 0 else packed.slots(rows, block)
+
+    key_programs = slots(seqlen_k, dkdv_tile.block_n) * batch * heads_kv
     if key_programs:
         tile = dkdv_tile
         tiles = sources_of(tile)
@@ -141,19 +147,19 @@ def attention_backward(
         section = max(1, heads_at_once(q, 1, batch * heads_q) // max(1, group_size))
         dkdv_kernel[(key_programs,)](
             *sources, rows_lse, rows_delta, *scores_of, dk, dv, *strides, *dk.stride(), *alibi_strides(alibi),
-            heads_kv, group_size, section, *sizes,
+            *packed_arguments(packed), heads_kv, group_size, section, *sizes,
             WIDE=wide(tile, (dk, tile.block_n, block_d), (dv, tile.block_n, block_dv)),
             DESCRIPTORS=has_descriptors,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=stages_of(tile, bias), **options,
         )  # fmt: skip
-    query_programs = triton.cdiv(seqlen_q, dq_tile.block_m) * batch * heads_q
+    query_programs = slots(seqlen_q, dq_tile.block_m) * batch * heads_q
     if query_programs:
         tile = dq_tile
         tiles = sources_of(tile)
         sources, has_descriptors = tile_sources(*tiles, products=products)
         dq_kernel[(query_programs,)](
             *sources, rows_lse, rows_delta, *scores_of, dq, *strides, *dq.stride(), *alibi_strides(alibi),
-            heads_q, group_size, heads_at_once(k, group_size, batch * heads_q), *sizes,
+            *packed_arguments(packed), heads_q, group_size, heads_at_once(k, group_size, batch * heads_q), *sizes,
             WIDE=wide(tile, (dq, tile.block_m, block_d)), DESCRIPTORS=has_descriptors,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=stages_of(tile, bias), **options,
         )  # fmt: skip

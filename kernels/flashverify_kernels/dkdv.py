@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from flashverify_kernels.launch import UNSPECIALIZED
+from flashverify_kernels.packed import own_key_block, row_statistic, rows_from
 from flashverify_kernels.primitives import (
     alibi_slope,
     as_operand,
@@ -53,6 +54,7 @@ def accumulate_dkdv(
     stride_bn,
     inverse,
     keys_left,
+    PACKED: tl.constexpr,
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -76,8 +78,7 @@ def accumulate_dkdv(
     for start in range(first_query, last_query, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
         rows_left = seqlen_q - start
-        lse = tl.load(lse_row + queries)
-        delta = tl.load(delta_row + queries)
+        lse, delta = row_statistic(lse_row, delta_row, queries, seqlen_q, PACKED)
         q = load_tile(
             q_base, batch, head, start, stride_qn, stride_qd, rows_left, head_dim,
             BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
@@ -155,6 +156,11 @@ def dkdv_kernel(
     stride_xd,
     stride_ab,
     stride_ah,
+    starts_q_ptr,
+    used_q_ptr,
+    starts_k_ptr,
+    used_k_ptr,
+    sequences,
     heads_kv,
     group_size,
     section,
@@ -188,14 +194,35 @@ def dkdv_kernel(
 ):
     """One program: dK and dV of BLOCK_N keys of one key head. Strides `g` are dO's, `x` those of dk and dv alike.
 
-    VALUE_DIM: columns of v and dO, or 0 if they are those of q and k.
+    VALUE_DIM: columns of v and dO, or 0 if they are those of q and k. With starts, sequences are packed, as for the forward
+    kernel.
     """
-    key_blocks = tl.cdiv(seqlen_k, BLOCK_N)
-    key_block, batch_and_head = block_and_head(key_blocks, section)
-    batch = batch_and_head // heads_kv
-    head_kv = batch_and_head % heads_kv
+    PACKED: tl.constexpr = starts_q_ptr is not None
+    if not PACKED:
+        key_blocks = tl.cdiv(seqlen_k, BLOCK_N)
+        key_block, batch_and_head = block_and_head(key_blocks, section)
+        batch = batch_and_head // heads_kv
+        head_kv = batch_and_head % heads_kv
+        first_key = key_block * BLOCK_N
+        sequence = batch
+        keys_stored = seqlen_k
+    else:
+        slot, head_kv = block_and_head(seqlen_k // BLOCK_N + sequences + 1, section)
+        batch = head_kv * 0
+        sequence, first_key, start_q, seqlen_q, start_k, keys_stored, seqlen_k = own_key_block(
+            slot, starts_q_ptr, used_q_ptr, starts_k_ptr, used_k_ptr, sequences, seqlen_q, seqlen_k, BLOCK_N
+        )
+        q_source = rows_from(q_source, start_q, stride_qn)
+        dout_source = rows_from(dout_source, start_q, stride_gn)
+        rows_lse_ptr += start_q
+        rows_delta_ptr += start_q
+        k_source = rows_from(k_source, start_k, stride_kn)
+        v_source = rows_from(v_source, start_k, stride_vn)
+        dk_ptr = rows_from(dk_ptr, start_k, stride_xn)
+        dv_ptr = rows_from(dv_ptr, start_k, heads_kv * VALUE_DIM if VALUE_DIM else stride_xn)
+        causal_offset += seqlen_k - seqlen_q
+        first_offset += seqlen_k - seqlen_q
 
-    first_key = key_block * BLOCK_N
     keys = first_key + tl.arange(0, BLOCK_N)
     keys_left = seqlen_k - first_key
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
@@ -218,6 +245,9 @@ def dkdv_kernel(
     if SIGNED:
         k = (k * sign).to(k.dtype)
 
+    query_places = seqlen_k - seqlen_q  # of query 0
+    if PACKED:
+        seqlen_q = tl.where(keys_left > 0, seqlen_q, 0)  # a block that holds no key walks over nothing
     # No query before `begin` or from `end` on sees a key of this block; all of `full_begin` .. `full_end` see all of them.
     begin = 0
     full_begin = 0
@@ -232,7 +262,6 @@ def dkdv_kernel(
         full_end = tl.minimum(seqlen_q, tl.maximum(0, first_key + 1 - first_offset)) // BLOCK_M * BLOCK_M
         full_end = tl.maximum(full_begin, full_end)
 
-    query_places = seqlen_k - seqlen_q  # of query 0
     inverse = 0.0
     if BIAS:
         inverse = 1.0 / logit_scale
@@ -245,7 +274,7 @@ def dkdv_kernel(
         row = (batch * heads_kv * group_size + head).to(tl.int64) * padded_q
         alibi = 0.0
         if ALIBI:
-            alibi = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
+            alibi = alibi_slope(slopes_ptr, sequence, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
         bias_base = 0
         if BIAS:
             bias_base = head_base(bias_ptr, batch, head, stride_bb, stride_bh, False)
@@ -257,7 +286,7 @@ def dkdv_kernel(
                 begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim, value_dim,
                 causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
                 bias_base, stride_bm, stride_bn, inverse, keys_left,
-                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                PACKED, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
                 WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
         dk, dv = accumulate_dkdv(
@@ -266,7 +295,7 @@ def dkdv_kernel(
             full_begin, full_end, keys, seqlen_q, head_dim, value_dim,
             causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
             bias_base, stride_bm, stride_bn, inverse, keys_left,
-            False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+            PACKED, False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
             WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
         )  # fmt: skip
         if WINDOW:
@@ -276,16 +305,20 @@ def dkdv_kernel(
                 full_end, end, keys, seqlen_q, head_dim, value_dim,
                 causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
                 bias_base, stride_bm, stride_bn, inverse, keys_left,
-                True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
+                PACKED, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
                 WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
             )  # fmt: skip
 
     dk_base = head_base(dk_ptr, batch, head_kv, stride_xb, stride_xh, False)
     dk = dk * (scale * sign)
-    store_tile(dk_base, dk, first_key, stride_xn, stride_xd, keys_left, head_dim, BLOCK_N, BLOCK_D, WIDE, BF16)
+    if PACKED:  # rows of the stretch that are not the sequence's
+        dk = tl.where((keys < seqlen_k)[:, None], dk, 0.0)
+        dv = tl.where((keys < seqlen_k)[:, None], dv, 0.0)
+    stored_left = keys_stored - first_key
+    store_tile(dk_base, dk, first_key, stride_xn, stride_xd, stored_left, head_dim, BLOCK_N, BLOCK_D, WIDE, BF16)
     if VALUE_DIM:  # laid out like dk, as B,N,H,D
         stride_xh = VALUE_DIM
         stride_xn = heads_kv * VALUE_DIM
         stride_xb = seqlen_k.to(tl.int64) * stride_xn
     dv_base = head_base(dv_ptr, batch, head_kv, stride_xb, stride_xh, False)
-    store_tile(dv_base, dv, first_key, stride_xn, stride_xd, keys_left, value_dim, BLOCK_N, BLOCK_DV, WIDE, BF16)
+    store_tile(dv_base, dv, first_key, stride_xn, stride_xd, stored_left, value_dim, BLOCK_N, BLOCK_DV, WIDE, BF16)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from flashverify_kernels.launch import UNSPECIALIZED
+from flashverify_kernels.packed import own_query_block, row_statistic, rows_from
 from flashverify_kernels.primitives import (
     alibi_slope,
     as_operand,
@@ -151,6 +152,11 @@ def dq_kernel(
     stride_xd,
     stride_ab,
     stride_ah,
+    starts_q_ptr,
+    used_q_ptr,
+    starts_k_ptr,
+    used_k_ptr,
+    sequences,
     heads_q,
     group_size,
     section,
@@ -182,14 +188,36 @@ def dq_kernel(
     PRECISION: tl.constexpr,
     BF16: tl.constexpr,
 ):
-    """One program: dQ of BLOCK_M query rows of one head. Strides `g` are dO's, `x` dq's. VALUE_DIM as for dK and dV."""
-    row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
-    place, batch_and_head = block_and_head(row_blocks, section)
-    batch = batch_and_head // heads_q
-    head = batch_and_head % heads_q
+    """One program: dQ of BLOCK_M query rows of one head. Strides `g` are dO's, `x` dq's. VALUE_DIM as for dK and dV.
+
+    With starts, sequences are packed, as for the forward kernel.
+    """
+    PACKED: tl.constexpr = starts_q_ptr is not None
+    if not PACKED:
+        row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
+        place, batch_and_head = block_and_head(row_blocks, section)
+        batch = batch_and_head // heads_q
+        head = batch_and_head % heads_q
+        first_row = (row_blocks - 1 - place) * BLOCK_M
+        row = batch_and_head.to(tl.int64) * padded_q
+        sequence = batch
+        rows_stored = seqlen_q
+    else:
+        slot, head = block_and_head(seqlen_q // BLOCK_M + sequences + 1, section)
+        batch = head * 0
+        sequence, first_row, start_q, rows_stored, seqlen_q, start_k, seqlen_k = own_query_block(
+            slot, starts_q_ptr, used_q_ptr, starts_k_ptr, used_k_ptr, sequences, seqlen_q, seqlen_k, BLOCK_M
+        )
+        q_source = rows_from(q_source, start_q, stride_qn)
+        dout_source = rows_from(dout_source, start_q, stride_gn)
+        dq_ptr = rows_from(dq_ptr, start_q, stride_xn)
+        k_source = rows_from(k_source, start_k, stride_kn)
+        v_source = rows_from(v_source, start_k, stride_vn)
+        row = head.to(tl.int64) * padded_q + start_q
+        causal_offset += seqlen_k - seqlen_q
+        first_offset += seqlen_k - seqlen_q
     head_kv = head // group_size
 
-    first_row = (row_blocks - 1 - place) * BLOCK_M
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, _ = unpack_scale(scale_bits, ACCUMULATOR)
@@ -211,21 +239,21 @@ def dq_kernel(
     )  # fmt: skip
     if SIGNED:
         q = (q * sign).to(q.dtype)
-    row = batch_and_head.to(tl.int64) * padded_q
-    lse = tl.load(rows_lse_ptr + row + query_rows)
-    delta = tl.load(rows_delta_ptr + row + query_rows)
+    lse, delta = row_statistic(rows_lse_ptr + row, rows_delta_ptr + row, query_rows, seqlen_q, PACKED)
     k_base = head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS)
     v_base = head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS)
-
-    begin, full_begin, full_end, end = key_limits(
-        first_row, seqlen_k, causal_offset, first_offset, CAUSAL, WINDOW, BLOCK_M, BLOCK_N
-    )
 
     alibi = 0.0
     query_places = query_rows
     if ALIBI:
-        alibi = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
+        alibi = alibi_slope(slopes_ptr, sequence, head, stride_ab, stride_ah, logit_scale, ACCUMULATOR)
         query_places = query_rows + (seqlen_k - seqlen_q)
+    if PACKED:
+        seqlen_k = tl.where(rows_left > 0, seqlen_k, 0)  # a block that holds no query walks over nothing
+    begin, full_begin, full_end, end = key_limits(
+        first_row, seqlen_k, causal_offset, first_offset, CAUSAL, WINDOW, BLOCK_M, BLOCK_N
+    )
+
     inverse = 0.0
     bias_base = 0
     if BIAS:
@@ -260,4 +288,7 @@ def dq_kernel(
 
     dq_base = head_base(dq_ptr, batch, head, stride_xb, stride_xh, False)
     dq = dq * (scale * sign)
-    store_tile(dq_base, dq, first_row, stride_xn, stride_xd, rows_left, head_dim, BLOCK_M, BLOCK_D, WIDE, BF16)
+    if PACKED:  # rows of the stretch that are not the sequence's
+        dq = tl.where((query_rows < seqlen_q)[:, None], dq, 0.0)
+    stored_left = rows_stored - first_row
+    store_tile(dq_base, dq, first_row, stride_xn, stride_xd, stored_left, head_dim, BLOCK_M, BLOCK_D, WIDE, BF16)

@@ -35,6 +35,7 @@ from flashverify_kernels.launch import (
     tile_sources,
     with_strides,
 )
+from flashverify_kernels.packed import Packed, own_query_block, packed_arguments, rows_from
 from flashverify_kernels.primitives import (
     LN2,
     alibi_slope,
@@ -178,6 +179,11 @@ def forward_kernel(
     stride_od,
     stride_ab,
     stride_ah,
+    starts_q_ptr,
+    used_q_ptr,
+    starts_k_ptr,
+    used_k_ptr,
+    sequences,
     heads_q,
     group_size,
     section,
@@ -211,15 +217,35 @@ def forward_kernel(
 ):
     """One program: BLOCK_M query rows of one head. Causal: the row blocks with most keys come first.
 
-    VALUE_DIM: columns of v and out, or 0 if they are those of q and k.
+    VALUE_DIM: columns of v and out, or 0 if they are those of q and k. With starts, sequences are packed (`packed.py`): batch
+    is 1, seqlen_q and seqlen_k are the rows of all, and offsets count from a sequence's own alignment.
     """
-    row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
-    place, batch_and_head = block_and_head(row_blocks, section)
-    batch = batch_and_head // heads_q
-    head = batch_and_head % heads_q
+    PACKED: tl.constexpr = starts_q_ptr is not None
+    if not PACKED:
+        row_blocks = tl.cdiv(seqlen_q, BLOCK_M)
+        place, batch_and_head = block_and_head(row_blocks, section)
+        batch = batch_and_head // heads_q
+        head = batch_and_head % heads_q
+        first_row = (row_blocks - 1 - place) * BLOCK_M
+        lse_row = lse_ptr + batch_and_head.to(tl.int64) * seqlen_q
+        sequence = batch
+        rows_stored = seqlen_q
+    else:
+        slot, head = block_and_head(seqlen_q // BLOCK_M + sequences + 1, section)
+        batch = head * 0
+        lse_row = lse_ptr + head.to(tl.int64) * seqlen_q
+        sequence, first_row, start_q, rows_stored, seqlen_q, start_k, seqlen_k = own_query_block(
+            slot, starts_q_ptr, used_q_ptr, starts_k_ptr, used_k_ptr, sequences, seqlen_q, seqlen_k, BLOCK_M
+        )
+        q_source = rows_from(q_source, start_q, stride_qn)
+        k_source = rows_from(k_source, start_k, stride_kn)
+        v_source = rows_from(v_source, start_k, stride_vn)
+        out_ptr = rows_from(out_ptr, start_q, stride_on)
+        lse_row += start_q
+        causal_offset += seqlen_k - seqlen_q
+        first_offset += seqlen_k - seqlen_q
     head_kv = head // group_size
 
-    first_row = (row_blocks - 1 - place) * BLOCK_M
     query_rows = first_row + tl.arange(0, BLOCK_M)
     rows_left = seqlen_q - first_row
     sign, scale, exponent_scale = unpack_scale(scale_bits, ACCUMULATOR)
@@ -229,7 +255,7 @@ def forward_kernel(
     slope = 0.0
     query_places = query_rows
     if ALIBI:
-        slope = alibi_slope(slopes_ptr, batch, head, stride_ab, stride_ah, scale, ACCUMULATOR)
+        slope = alibi_slope(slopes_ptr, sequence, head, stride_ab, stride_ah, scale, ACCUMULATOR)
         query_places = query_rows + (seqlen_k - seqlen_q)
     inverse = 0.0
     if BIAS or SINK:
@@ -251,6 +277,8 @@ def forward_kernel(
     k_base = head_base(k_source, batch, head_kv, stride_kb, stride_kh, DESCRIPTORS)
     v_base = head_base(v_source, batch, head_kv, stride_vb, stride_vh, DESCRIPTORS)
 
+    if PACKED:
+        seqlen_k = tl.where(rows_left > 0, seqlen_k, 0)  # a block that holds no query walks over nothing
     begin, full_begin, full_end, end = key_limits(
         first_row, seqlen_k, causal_offset, first_offset, CAUSAL, WINDOW, BLOCK_M, BLOCK_N
     )
@@ -298,11 +326,14 @@ def forward_kernel(
     lse = tl.where(saw_no_key, float("-inf"), running_max * scale + tl.log2(divisor) * LN2)
     if SINK:  # not scaled back where it is the maximum: a row that sees no key has the sink itself as its lse
         lse = tl.where(running_max == sink_score, sink + tl.log2(divisor) * LN2, lse)
+    if PACKED:  # rows of the stretch that are not the sequence's
+        out = tl.where((query_rows < seqlen_q)[:, None], out, 0.0)
+        lse = tl.where(query_rows < seqlen_q, lse, float("-inf"))
 
     out_base = head_base(out_ptr, batch, head, stride_ob, stride_oh, False)
-    store_tile(out_base, out, first_row, stride_on, stride_od, rows_left, value_dim, BLOCK_M, BLOCK_DV, WIDE, BF16)
-    lse_row = lse_ptr + batch_and_head.to(tl.int64) * seqlen_q
-    tl.store(lse_row + query_rows, lse, mask=query_rows < seqlen_q)
+    stored_left = rows_stored - first_row
+    store_tile(out_base, out, first_row, stride_on, stride_od, stored_left, value_dim, BLOCK_M, BLOCK_DV, WIDE, BF16)
+    tl.store(lse_row + query_rows, lse, mask=query_rows < rows_stored)
 
 
 def attention_forward(
@@ -319,6 +350,7 @@ def attention_forward(
     alibi: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    packed: Packed | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
 
@@ -337,6 +369,9 @@ def attention_forward(
         bias: (1|B, 1|Hq, 1|Nq, Nk), any strides: of q's dtype or lse's, added to logits after a cap and slopes, -inf hiding a
             pair; or bool, False hiding it; None: logits stay.
         sink: one more logit for each head's denominators, (Hq,), of q's dtype or lse's; None: there is none.
+        packed: where sequences lie in q, k and v, whose B is 1, while slopes are one row a sequence. Offsets then count from
+            each sequence's own alignment (0: its last query sees its last key last), and there is no bias. Rows that are no
+            sequence's get out 0 and lse -inf.
 
     Returns:
         out (B, Hq, Nq, Dv), laid out as B,N,H,D in memory; lse (B, Hq, Nq), float32 (float64 for float64 inputs).
@@ -346,19 +381,21 @@ def attention_forward(
     bias = loadable_bias(bias, q.dtype)
     out = output_like(q, output_dtype, value_dim)
     lse = torch.empty((batch, heads_q, seqlen_q), dtype=accumulator_of(q.dtype), device=q.device)
-    programs = triton.cdiv(seqlen_q, tile.block_m) * batch * heads_q
-    if programs == 0:
+    slots = triton.cdiv(seqlen_q, tile.block_m) if packed is None else packed.slots(seqlen_q, tile.block_m)
+    programs = slots * batch * heads_q
+    if programs == 0 or seqlen_q == 0:
         return out, lse
     heads_kv, seqlen_k = k.shape[1], k.shape[2]
     block_d, block_dv = padded_head_dim(head_dim), padded_head_dim(value_dim)
     tiles = ((q, tile.block_m, block_d), (k, tile.block_n, block_d), (v, tile.block_n, block_dv))
-    products = batch * heads_q * seqlen_q * seqlen_k * head_dim
+    products = batch * heads_q * seqlen_q * seqlen_k * head_dim if packed is None else None
     sources, has_descriptors = tile_sources(*tiles, products=products)
     bias_view = expanded_bias(bias, q, k)
     bias_tiles = () if bias_view is None else ((bias_view, tile.block_m, tile.block_n),)
     forward_kernel[(programs,)](
         *sources, out, lse, lse if alibi is None else alibi, *with_strides(bias_view, 4), *with_strides(sink, 1),
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *alibi_strides(alibi),
+        *packed_arguments(packed),
         heads_q, heads_q // heads_kv, heads_at_once(k, heads_q // heads_kv, batch * heads_q), seqlen_q, seqlen_k, head_dim,
         0 if causal_offset is None else causal_offset,
         0 if first_offset is None else first_offset,

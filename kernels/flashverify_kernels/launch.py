@@ -17,6 +17,7 @@ UNSPECIALIZED = [
     "heads_kv",
     "group_size",
     "section",
+    "sequences",
     "seqlen_q",
     "seqlen_k",
     "causal_offset",
@@ -162,22 +163,22 @@ def has_tensor_copies(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def tile_sources(*tiles: TileOf, products: int) -> tuple[list[torch.Tensor | TensorDescriptor], bool]:
+def tile_sources(*tiles: TileOf, products: int | None) -> tuple[list[torch.Tensor | TensorDescriptor], bool]:
     """What a kernel loads its tiles from: the tensors, or descriptors of all of them where that can be done and pays.
 
     float64 has no fast matrix units to feed, and is loaded by pointers.
 
     Args:
         tiles: tensors (B, H, N, D), each with the rows and the columns of its tiles.
-        products: multiply-adds of QKᵀ.
+        products: multiply-adds of QKᵀ; None: descriptors can't be taken, since heads begin at rows that only the GPU knows.
 
     Returns:
         the sources in that order, and whether they are descriptors.
     """
     tensors = [x for x, _, _ in tiles]
     x = tensors[0]
-    pays = products >= DESCRIPTOR_PRODUCTS and x.dtype != torch.float64 and has_tensor_copies(x.device)
-    if not (pays and all(fits_descriptor(x) for x in tensors)):
+    pays = products is not None and products >= DESCRIPTOR_PRODUCTS and x.dtype != torch.float64
+    if not (pays and has_tensor_copies(x.device) and all(fits_descriptor(x) for x in tensors)):
         return list(tensors), False
     return [_descriptor(*tile) for tile in tiles], True
 

@@ -13,13 +13,22 @@ from flashverify_kernels.tiles import Tiles, is_masked, tiles_for
 NAMESPACE = __name__.partition(".")[0]
 
 
-def _tiles(q: torch.Tensor, v: torch.Tensor, masked: bool, precision: str, forced: list[int] | None) -> Tiles:
+def tiles_of(
+    q: torch.Tensor,
+    v: torch.Tensor,
+    last_offset: int | None,
+    first_offset: int | None,
+    precision: str,
+    forced: list[int] | None,
+) -> Tiles:
+    """The tiles of q and v (B, H, N, D) with these limits of visibility, or those that are forced."""
     if forced is not None:
         return Tiles.unflatten(forced)
-    return tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], masked, precision)
+    return tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], is_masked(last_offset, first_offset), precision)
 
 
-def _on_device_of(x: torch.Tensor) -> torch.cuda.device:
+def on_device_of(x: torch.Tensor) -> torch.cuda.device:
+    """A context in which x's device is the current one."""
     return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
@@ -39,8 +48,8 @@ def attention(
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
-    tile = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles).forward
-    with _on_device_of(q):
+    tile = tiles_of(q, v, causal_offset, first_offset, precision, tiles).forward
+    with on_device_of(q):
         features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
         return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, **features)
 
@@ -85,8 +94,8 @@ def backward(
     tiles: list[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention's dq, dk, dv (B,H,N,D), and dbias and dsink, of size 0 unless needed; see `backward.attention_backward`."""
-    chosen = _tiles(q, v, is_masked(causal_offset, first_offset), precision, tiles)
-    with _on_device_of(q):
+    chosen = tiles_of(q, v, causal_offset, first_offset, precision, tiles)
+    with on_device_of(q):
         limits = causal_offset, first_offset
         features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
         needs = {"needs_bias_grad": needs_bias_grad, "needs_sink_grad": needs_sink_grad}

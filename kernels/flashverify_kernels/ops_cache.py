@@ -11,14 +11,9 @@ from flashverify_kernels.cache import capacity_of
 from flashverify_kernels.decode import decode
 from flashverify_kernels.decode_tiles import decode_tile, splits_for
 from flashverify_kernels.launch import accumulator_of
+from flashverify_kernels.ops import NAMESPACE, on_device_of
 from flashverify_kernels.rotary import rotate
 from flashverify_kernels.tiles import TileConfig
-
-NAMESPACE = __name__.partition(".")[0]
-
-
-def _on_device_of(x: torch.Tensor) -> torch.cuda.device:
-    return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
 def _packed(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -40,7 +35,7 @@ def append_to_cache(
     interleaved: bool,
 ) -> None:
     """Write k and v into the cache; see `append.append`."""
-    with _on_device_of(k_cache):
+    with on_device_of(k_cache):
         places = _packed(seqlens), seqlen, _packed(entries), _packed(table)
         append(k_cache, v_cache, k, v, rotary_cos, rotary_sin, *places, interleaved)
 
@@ -94,7 +89,7 @@ def cached_attention(
     heads_kv = k_cache.shape[2]
     rows = seqlen_q * (heads_q // heads_kv)
     capacity = capacity_of(k_cache, table)
-    with _on_device_of(q):
+    with on_device_of(q):
         if tile is None:
             chosen = decode_tile(q.device, q.dtype, head_dim, v_cache.shape[3], rows, table is not None)
         else:

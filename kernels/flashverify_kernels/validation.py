@@ -34,8 +34,8 @@ def _shown(value: object) -> str:
     return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
-def check_packed(name: str, x: torch.Tensor, count: int) -> None:
-    """Raise unless x is a tensor (B, N, count, H, D).
+def check_packed(name: str, x: torch.Tensor, count: int, rows: str = "batch, sequence") -> None:
+    """Raise unless x is a tensor (*rows, count, H, D).
 
     Raises:
         TypeError: if it is no tensor.
@@ -43,12 +43,12 @@ def check_packed(name: str, x: torch.Tensor, count: int) -> None:
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, accepted is a torch.Tensor")
-    if x.is_nested or x.dim() != 5 or x.shape[2] != count:
+    if x.is_nested or x.dim() != 4 + rows.count(",") or x.shape[-3] != count:
         found = "a nested tensor" if x.is_nested else f"shape {tuple(x.shape)}"
-        raise ValueError(f"{name}: got {found}, accepted are shapes (batch, sequence, {count}, heads, head size)")
+        raise ValueError(f"{name}: got {found}, accepted are shapes ({rows}, {count}, heads, head size)")
 
 
-def check_tensors(named: tuple[tuple[str, torch.Tensor], ...]) -> None:
+def check_tensors(named: tuple[tuple[str, torch.Tensor], ...], dims: int = 4) -> None:
     """Type, rank, dtype and device of q, k and v, by name and in the order given; the first one sets the standard.
 
     Raises:
@@ -65,8 +65,8 @@ def check_tensors(named: tuple[tuple[str, torch.Tensor], ...]) -> None:
             raise TypeError(f"{name}: got a tensor of layout {x.layout}, accepted are dense tensors (torch.strided)")
         if x.dtype not in DTYPES:
             raise TypeError(f"{name}: got dtype {_name(x.dtype)}, accepted are {_names(DTYPES)}")
-        if x.dim() != 4:
-            raise ValueError(f"{name}: got {x.dim()} dimensions, shape {tuple(x.shape)}, accepted are 4 dimensions")
+        if x.dim() != dims:
+            raise ValueError(f"{name}: got {x.dim()} dimensions, shape {tuple(x.shape)}, accepted are {dims} dimensions")
         if x.dtype != first.dtype:
             raise TypeError(f"{name}: got dtype {_name(x.dtype)}, accepted is {first_name}'s, {_name(first.dtype)}")
         if x.device != first.device:
@@ -189,8 +189,8 @@ def resolve_softcap(name: str, value: object, scale: float, dtype: torch.dtype) 
     return cap
 
 
-def resolve_alibi(name: str, value: object, q: torch.Tensor) -> torch.Tensor | None:
-    """Slopes of linear biases as (B, Hq), or None.
+def resolve_alibi(name: str, value: object, q: torch.Tensor, sequences: int | None = None) -> torch.Tensor | None:
+    """Slopes of linear biases as (B, Hq), or None; B is that of q (B, Hq, N, D), or the number of packed sequences.
 
     Raises:
         TypeError: if they are no dense float32 tensor.
@@ -203,7 +203,7 @@ def resolve_alibi(name: str, value: object, q: torch.Tensor) -> torch.Tensor | N
     if value.is_nested or value.layout != torch.strided or value.dtype != torch.float32:
         kind = "a nested tensor" if value.is_nested else f"dtype {_name(value.dtype)}, layout {value.layout}"
         raise TypeError(f"{name}: got {kind}, accepted are dense tensors of float32")
-    batch, heads = q.shape[:2]
+    batch, heads = q.shape[0] if sequences is None else sequences, q.shape[1]
     if tuple(value.shape) not in ((heads,), (batch, heads)):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted are ({heads},) and ({batch}, {heads})")
     if value.device != q.device:

@@ -7,7 +7,8 @@ warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head 
 not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous tensors that are loaded by tensor
 descriptors, a name of SPLIT for them with float32 products of that precision, and a name of FEATURES for them with a sliding
 window, a soft cap, linear biases, a bias of q's dtype or of lse's ("long-bias") and its gradient, a boolean mask, or sinks and
-their gradient. A head size "192x128" is that of q and k, and that of v.
+their gradient. "packed" and "packed-all" stand for packed sequences, the latter with a window, a cap, linear biases and sinks.
+A head size "192x128" is that of q and k, and that of v.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flashverify_kernels import launch as launching
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.forward import attention_forward
 from flashverify_kernels.launch import accumulator_of
+from flashverify_kernels.packed import Packed
 from flashverify_kernels.tiles import entry as tiles_of
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
@@ -63,6 +65,7 @@ LAYOUTS = {
     "along-n": lambda x: x.mT.contiguous().mT,
 }
 FEATURES = ("window", "softcap", "alibi", "bias", "capped-bias", "long-bias", "mask", "sink")
+PACKED = ("packed", "packed-all")
 SPLIT = ("bf16x6", "tf32x3")
 """Precisions of float32 whose products are made of pieces."""
 
@@ -97,18 +100,18 @@ def compile_entry(
         return compiled
 
     jit.JITFunction.run = warm_up
-    launching.DESCRIPTOR_PRODUCTS = 0 if layout in ("descriptors", *FEATURES, *SPLIT) else math.inf
+    launching.DESCRIPTOR_PRODUCTS = 0 if layout in ("descriptors", *FEATURES, *PACKED, *SPLIT) else math.inf
     try:
         torch_dtype = DTYPES[dtype]
         precision = layout if layout in SPLIT else "ieee"
         value_dim = value_dim or head_dim
-        masked = causal or layout == "window"
+        masked = causal or layout in ("window", "packed-all")
         tiles = tiles_of(f"sm{capability}", torch_dtype, head_dim, value_dim, masked, precision)
         shapes = [(1, 2, 64, columns) for columns in (head_dim, head_dim, value_dim, value_dim)]
-        layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, *FEATURES) else layout,) * 4)
+        layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, *FEATURES, *PACKED) else layout,) * 4)
         tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))
         q, k, v, dout = tensors
-        visible = (0 if causal else None, -20 if layout == "window" else None)
+        visible = (0 if causal else None, -20 if layout in ("window", "packed-all") else None)
         bias_dtype = {
             "bias": torch_dtype,
             "capped-bias": torch_dtype,
@@ -116,10 +119,11 @@ def compile_entry(
             "mask": torch.bool,
         }.get(layout)
         features = {
-            "softcap": 30.0 if layout in ("softcap", "capped-bias") else None,
-            "alibi": torch.ones(1, 2) if layout == "alibi" else None,
+            "softcap": 30.0 if layout in ("softcap", "capped-bias", "packed-all") else None,
+            "alibi": torch.ones(1, 2) if layout in ("alibi", "packed-all") else None,
             "bias": None if bias_dtype is None else torch.zeros(1, 2, 64, 64, dtype=bias_dtype),
-            "sink": torch.zeros(2, dtype=torch_dtype) if layout == "sink" else None,
+            "sink": torch.zeros(2, dtype=torch_dtype) if layout in ("sink", "packed-all") else None,
+            "packed": Packed(*(torch.zeros(size, dtype=torch.int32) for size in (2, 2, 1, 1))) if layout in PACKED else None,
         }
         out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward, **features)
         features |= {"needs_bias_grad": True, "needs_sink_grad": True}
