@@ -64,6 +64,7 @@ class FunctionKernel:
             (case.alibi is not None, "linear biases"),
             (case.bias is not None, "biases or masks as tensors"),
             (case.sink, "attention sinks"),
+            (case.cache is not None, "decoding from a cache"),
             (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),
             (case.lse_grad and not self.returns_lse, "gradient of lse"),
         )

@@ -68,6 +68,7 @@ class SdpaKernel:
             (case.alibi is not None, "linear biases"),
             (case.bias is not None, "biases or masks as tensors"),
             (case.sink, "attention sinks"),
+            (case.cache is not None, "decoding from a cache"),
             ("head-dim-v" in case.features, "head size of v other than that of k"),
             (case.group_size > 1, "grouped heads"),
             (case.lse_grad, "gradient of lse"),

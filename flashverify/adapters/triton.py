@@ -10,6 +10,7 @@ import torch
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
+from flashverify.adapters.triton_decoder import TritonDecoder
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_slope_tensor, causal_offset, first_offset, limited
 from flashverify.cases.tensors import Inputs, Outputs
@@ -43,6 +44,7 @@ class TritonKernel:
         self.sources: Path | None = None if self._package.__file__ is None else Path(self._package.__file__).parent
         self._tables: ModuleType = importlib.import_module(f"{package}.tiles")
         self._operators: ModuleType = importlib.import_module(f"{package}.ops")
+        self._decoder = TritonDecoder(self._package, device, precision)
         self._validation: ModuleType = importlib.import_module(f"{package}.validation")
 
     def declines(self, case: AttentionCase) -> str | None:
@@ -60,12 +62,15 @@ class TritonKernel:
 
     def contract(self, case: AttentionCase) -> Contract:
         """Sums in float32 (float64), P and dS rounded to the inputs' dtype, scores shifted before they are scaled."""
-        tiles = self._tiles(case)
+        if case.cache is None:
+            tiles = self._tiles(case)
+            walk = {"block_q": tiles.dkdv.block_m, "block_k": tiles.forward.block_n}
+        else:
+            walk = self._decoder.walk(case)
         return flash_attention(
             case.dtype,
             self.device,
-            block_q=tiles.dkdv.block_m,
-            block_k=tiles.forward.block_n,
+            **walk,
             precision=self.precision,
             exponent="shifted",
             cap_slope="sech",
@@ -75,11 +80,13 @@ class TritonKernel:
 
     def configuration(self, case: AttentionCase) -> dict[str, str]:
         """Architecture and tile configurations."""
-        tiles = self._tiles(case)
         described = {"table": self._tables.architecture(self.device)}
         if self.precision != "ieee":
             ignored = self.device.type != "cuda" or case.dtype != "fp32"
             described["products"] = f"ieee ({self.precision} is ignored here)" if ignored else self.precision
+        if case.cache is not None:
+            return described | self._decoder.configuration(case)
+        tiles = self._tiles(case)
         for kernel in ("forward", "dkdv", "dq"):
             tile = getattr(tiles, kernel)
             described[kernel] = f"{tile.block_m}x{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"
@@ -90,6 +97,8 @@ class TritonKernel:
         slopes = self._slopes(case)
         if slopes is not None and case.alibi == "heads" and case.batch:
             slopes = slopes[0]
+        if case.cache is not None:
+            return self._decoder.run(case, inputs, slopes)
 
         def through_function(
             q: torch.Tensor,
@@ -128,8 +137,8 @@ class TritonKernel:
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
 
     def unrounded(self, case: AttentionCase, inputs: Inputs) -> Outputs | None:
-        """Outputs in float32, before the final rounding; None for dtypes that have none."""
-        if case.dtype not in ("fp16", "bf16"):
+        """Outputs in float32, before the final rounding; None for dtypes that have none, and for decoding."""
+        if case.dtype not in ("fp16", "bf16") or case.cache is not None:
             return None
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention

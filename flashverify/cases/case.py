@@ -20,6 +20,9 @@ ALIBIS = ("heads", "batch")
 BIASES = ("full", "heads", "batch", "hidden", "mask")
 """Tensors that are added to logits, or hide pairs, by what they are broadcast over (`dense_bias.shape`)."""
 
+CACHES = ("contiguous", "paged")
+"""How keys and values lie in a cache that is decoded from (`adapters/cached.py`)."""
+
 MAX_HEAD_DIM = 256
 
 SOFTCAP_RANGE = (2.0**-20, 2.0**40)
@@ -37,7 +40,7 @@ _ID = re.compile(
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
     rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?:_bias-(?P<bias>{_NAME}))?"
-    r"(?P<sink>_sink)?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    rf"(?P<sink>_sink)?(?:_cache-(?P<cache>{_NAME}))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
@@ -72,6 +75,8 @@ class AttentionCase:
         alibi: linear biases of the logits, one of `ALIBIS`, or None; aligned bottom-right, so not with `causal-topleft`.
         bias: a tensor of biases of the logits, or of pairs that take part, one of `BIASES`, or None.
         sink: whether the softmax of each query head has one more logit, in its denominator alone.
+        cache: keys and values come from a cache, one of `CACHES`, and there is no backward pass; or None. A cache has no biases
+            as tensors, no sinks, a layout of its own, and its masks are aligned bottom-right.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
         seed: seed of the inputs, >= 0.
 
@@ -98,6 +103,7 @@ class AttentionCase:
     alibi: str | None = None
     bias: str | None = None
     sink: bool = False
+    cache: str | None = None
     lse_grad: bool = False
     seed: int = 0
 
@@ -141,6 +147,8 @@ class AttentionCase:
                 raise ValueError(
                     f"alibi: got {self.alibi!r}, accepted with mask {self.mask} is None: biases are aligned bottom-right"
                 )
+        if self.cache is not None:
+            self._require_cache()
         if self.heads_q % self.heads_kv:
             raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
         for name in ("head_dim", "head_dim_v"):
@@ -164,6 +172,18 @@ class AttentionCase:
             if not SOFTCAP_RANGE[0] <= self.softcap <= SOFTCAP_RANGE[1]:
                 raise ValueError(f"softcap: got {self.softcap}, accepted are numbers from 2**-20 to 2**40 and None")
             object.__setattr__(self, "softcap", float(self.softcap))
+
+    def _require_cache(self) -> None:
+        """Raise unless the cache is one of `CACHES`, and no field has a value that a cache does not take."""
+        if not isinstance(self.cache, str):
+            raise TypeError(f"cache: got {self.cache!r}, accepted are {', '.join(CACHES)} and None")
+        if self.cache not in CACHES:
+            raise ValueError(f"cache: got {self.cache!r}, accepted are {', '.join(CACHES)} and None")
+        taken = {"bias": (None,), "sink": (False,), "lse_grad": (False,), "layout": ("contiguous",), "mask": ("full", "causal")}
+        for name, accepted in taken.items():
+            value = getattr(self, name)
+            if value not in accepted:
+                raise ValueError(f"{name}: got {value!r}, accepted with a cache is {' or '.join(map(repr, accepted))}")
 
     @property
     def id(self) -> str:
@@ -189,6 +209,8 @@ class AttentionCase:
             parts.append(f"bias-{self.bias}")
         if self.sink:
             parts.append("sink")
+        if self.cache is not None:
+            parts.append(f"cache-{self.cache}")
         if self.lse_grad:
             parts.append("dlse")
         parts.append(f"s{self.seed}")
@@ -207,7 +229,9 @@ class AttentionCase:
             raise ValueError(f"case id: got {reprlib.repr(case_id)}, accepted are ids such as {example}")
         fields: dict[str, str | None] = match.groupdict()
         words = {
-            name: text for name in ("dtype", "mask", "regime", "layout", "alibi", "bias") if (text := fields[name]) is not None
+            name: text
+            for name in ("dtype", "mask", "regime", "layout", "alibi", "bias", "cache")
+            if (text := fields[name]) is not None
         }
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
         factors = {name: float(text) for name in ("scale", "softcap") if (text := fields[name]) is not None}
@@ -226,6 +250,11 @@ class AttentionCase:
     def value_dim(self) -> int:
         """Columns of v, out and dO."""
         return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether there is no backward pass: decoding from a cache has none."""
+        return self.cache is not None
 
     @property
     def is_biased(self) -> bool:
@@ -261,6 +290,8 @@ class AttentionCase:
             found.add("mask" if self.bias == "mask" else "bias")
         if self.sink:
             found.add("sink")
+        if self.cache is not None:
+            found.add("cache" if self.cache == "contiguous" else f"{self.cache}-cache")
         if self.lse_grad:
             found.add("dlse")
         if self.layout != "contiguous":

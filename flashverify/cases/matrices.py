@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, product
 from typing import Any
 
+from flashverify.cases import cached
 from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.pairwise import covering
@@ -554,6 +555,7 @@ _STANDARD = (
     _biases,
     pairs_of_features,
     _decoding,
+    cached.standard,
     _distributions,
     _empty,
 )
@@ -566,6 +568,7 @@ MATRICES: dict[str, tuple[Builder, ...]] = {
         _smoke_softcaps,
         _smoke_alibi,
         _smoke_biases,
+        cached.smoke,
         _smoke_distributions,
     ),
     "standard": _STANDARD,

@@ -37,7 +37,8 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
 
     Returns:
         Contiguous tensors in the case's dtype; dlse and sinks in float32 (float64 for float64 cases). dlse and biases are
-        standard normal, sinks twice that; each is None if the case does not ask for it.
+        standard normal, sinks twice that; each is None if the case does not ask for it. dout is 0 where there is no backward
+        pass.
 
     Raises:
         ValueError: if there is no such regime.
@@ -58,7 +59,7 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
         q=tensor(values.q, case.dtype),
         k=tensor(values.k, case.dtype),
         v=tensor(values.v, case.dtype),
-        dout=tensor(values.dout, case.dtype),
+        dout=tensor(np.zeros_like(values.dout) if case.forward_only else values.dout, case.dtype),
         dlse=dlse,
         bias=None if case.bias is None else _bias(case, source).to(device),
         sink=tensor(2.0 * source.normal("sink", (1, case.heads_q, 1)), wide) if case.sink else None,

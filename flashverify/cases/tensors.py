@@ -73,7 +73,7 @@ class Outputs:
     Attributes:
         out: (batch, heads_q, seqlen_q, value_dim).
         lse: natural log of the sum of exponentials, (batch, heads_q, seqlen_q).
-        dq: gradient with respect to q, shaped like q.
+        dq: gradient with respect to q, shaped like q; None, as dk and dv, in cases without a backward pass.
         dk: gradient with respect to k, shaped like k (summed over the query heads of a group).
         dv: gradient with respect to v, shaped like v.
         dbias: gradient with respect to a bias, shaped like it, or None: there is none, or it is a mask.
@@ -82,15 +82,15 @@ class Outputs:
 
     out: torch.Tensor
     lse: torch.Tensor
-    dq: torch.Tensor
-    dk: torch.Tensor
-    dv: torch.Tensor
+    dq: torch.Tensor | None = None
+    dk: torch.Tensor | None = None
+    dv: torch.Tensor | None = None
     dbias: torch.Tensor | None = None
     dsink: torch.Tensor | None = None
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and tensor, in the order of `TENSORS`, then those `OF_FEATURES` that there are."""
+        """Name and tensor of those that there are, in the order of `TENSORS`, then of `OF_FEATURES`."""
         for name in (*TENSORS, *OF_FEATURES):
             tensor = getattr(self, name)
-            if tensor is not None or name in TENSORS:
+            if tensor is not None:
                 yield name, tensor

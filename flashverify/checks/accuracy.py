@@ -42,6 +42,8 @@ def comparisons(examination: Examination) -> Iterator[Comparison]:
 def _against(examination: Examination, reference: Reference) -> Iterator[Comparison]:
     has_lse = examination.kernel.returns_lse
     yield from _compare(examination, reference, "forward", FORWARD if has_lse else FORWARD[:1])
+    if examination.case.forward_only:
+        return
     if has_lse and examination.kernel.saves_outputs and is_usable(examination, reference):
         yield from _compare(examination, modular(examination), "modular", (*BACKWARD, *OF_FEATURES))
     yield from _compare(examination, reference, "end-to-end", (*BACKWARD, *OF_FEATURES))

@@ -11,7 +11,7 @@ import torch
 from flashverify.adapters.kernel import Kernel, KernelDefectError
 from flashverify.cases import layouts, regimes
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.tensors import OF_FEATURES, Inputs, Outputs, has_gradients
+from flashverify.cases.tensors import FORWARD, OF_FEATURES, TENSORS, Inputs, Outputs, has_gradients
 from flashverify.checks.inference import inferred_contract
 from flashverify.checks.stopwatch import Stopwatch
 from flashverify.numerics.axioms.arithmetic import Arithmetic
@@ -130,6 +130,7 @@ class Examination:
         gradients |= {f"d{name}": x.shape for name, x in (("bias", given.bias), ("sink", given.sink)) if x is not None}
         shapes = {"out": given.dout.shape, "lse": given.dout.shape[:3], **gradients}
         wanted = {name for name, has in zip(OF_FEATURES, has_gradients(given), strict=True) if has}
+        wanted |= set(FORWARD if self.case.forward_only else TENSORS) - (set() if self.kernel.returns_lse else {"lse"})
         for name in wanted - {name for name, _ in outputs.items()}:
             raise KernelDefectError(f"{name}: the kernel gives none")
         of_lse = (torch.float64,) if dtype == torch.float64 else (torch.float32, torch.float64)

@@ -58,6 +58,8 @@ def views(examination: Examination) -> Iterator[View]:
     has_lse = examination.kernel.returns_lse
     for tensor in FORWARD if has_lse else FORWARD[:1]:
         yield _view(examination, reference, tensor, "forward", spreads[tensor])
+    if examination.case.forward_only:
+        return
     by_outputs = has_lse and examination.kernel.saves_outputs and is_usable(examination, reference)
     judged, mode = (modular(examination), "modular") if by_outputs else (reference, "end-to-end")
     gradients = examination.once(

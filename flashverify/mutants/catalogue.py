@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from flashverify.adapters.triton import TritonKernel
+from flashverify.mutants.decoding import DECODING
 from flashverify.mutants.features import FEATURES
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
 from flashverify.mutants.rounding import ROUNDING
@@ -92,7 +93,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *ROUNDING)}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *DECODING, *ROUNDING)}
 """Every mutant by name."""
 
 

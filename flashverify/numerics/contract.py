@@ -53,7 +53,8 @@ class Contract:
             may have (a closed kernel), and the budget covers every larger block too.
         direction: from which end the forward pass walks over the keys: "left" from the first key on, "right" from the last one.
             Blocks lie on the same grid, which starts at the first key. The hard budget holds for both.
-        splits: number of runs of consecutive blocks that are walked independently and merged by their lse.
+        splits: number of runs of consecutive blocks that are walked independently and merged by their lse; None: it differs
+            from row to row. The hard budget holds for any number (docs/numerics.md, lemma 15).
         inferred: how block_k, direction and splits were found, if the kernel does not state them (`checks/inference.py`).
         prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
         group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
@@ -84,10 +85,21 @@ class Contract:
     block_k: int | None = None
     block_k_exact: bool = True
     direction: Literal["left", "right"] = "left"
-    splits: int = 1
+    splits: int | None = 1
     inferred: str = ""
     prescaled: bool = False
     group_partials: bool = False
+
+    @property
+    def runs(self) -> int:
+        """The number of splits.
+
+        Raises:
+            ValueError: if it differs from row to row.
+        """
+        if self.splits is None:
+            raise ValueError("splits: got None, accepted is a number of runs that is every row's")
+        return self.splits
 
     @property
     def stored(self) -> Format:

@@ -54,6 +54,8 @@ def _untold(contract: Contract) -> str | None:
         return "q or k is scaled and rounded before the product: one error for all keys of a row"
     if contract.block_k is not None and not contract.block_k_exact:
         return "the walk over key blocks is not known: which weights are rounded is not either"
+    if contract.splits is None:
+        return "rows share their keys out to parts of their own: the walk over key blocks is not one"
     return None
 
 

@@ -275,7 +275,7 @@ def _rescaling_variance(row: _Rows, out: torch.Tensor) -> torch.Tensor:
     later, runs = row.walked.later, row.walked.run
     most = int(later.max()) if later.numel() else 0
     variance = torch.zeros_like(out)
-    for run, count in itertools.product(range(row.moments.contract.splits), range(1, most + 1)):
+    for run, count in itertools.product(range(row.moments.contract.runs), range(1, most + 1)):
         # a run's factors in order: the keys that meet at least `count` of them share the last but count-1
         meets = (later >= count) & (runs == run)
         if meets.any():

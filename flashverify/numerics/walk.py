@@ -40,17 +40,20 @@ def walk(logit: torch.Tensor, contract: Contract, start: torch.Tensor | None = N
         logit: (c, r, n), -inf where a key is not seen.
         contract: its block_k, direction and splits; block_k None: the whole row at once.
         start: (c, r, 1), the running maximum that each run begins with; None: it begins with its first block.
+
+    Raises:
+        ValueError: if its splits are not known.
     """
     keys = logit.shape[-1]
     block = min(contract.block_k or keys, keys)
     blocks = math.ceil(keys / block)
-    of_a_run = math.ceil(blocks / contract.splits)
+    of_a_run = math.ceil(blocks / contract.runs)
     padded = pad(logit, (0, blocks * block - keys), value=-math.inf)
     largest = padded.reshape(*logit.shape[:-1], blocks, block).amax(-1)
     begin = torch.full_like(logit[..., :1], -math.inf) if start is None else start
     runs = [_run(part, contract.direction == "right", begin) for part in torch.split(largest, of_a_run, -1)]
     running, later, last, of_start = (torch.cat(parts, -1) for parts in zip(*runs, strict=True))
-    if contract.splits > 1:  # where the runs are merged
+    if contract.runs > 1:  # where the runs are merged
         later = later + (last < last.amax(-1, keepdim=True)).double()
     run = torch.arange(keys, device=logit.device) // (of_a_run * block)
     return Walked(_by_key(running, block, keys), _by_key(later, block, keys), run, of_start[..., :1])

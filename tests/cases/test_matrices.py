@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 
 import pytest
 
-from flashverify.cases.case import BIASES, DTYPES, MASKS, AttentionCase
-from flashverify.cases.coverage import coverage
+from flashverify.cases.case import BIASES, CACHES, DTYPES, MASKS, AttentionCase
+from flashverify.cases.coverage import coverage, tile_head_dim
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.matrices import MATRICES, matrix, pairs_of_features
 from flashverify.cases.regimes import REGIMES
@@ -31,13 +32,16 @@ FEATURES = {
     "bias",
     "mask",
     "sink",
+    "cache",
+    "paged-cache",
 }
 
 
 def _without_tensors(name: str) -> list[AttentionCase]:
-    """The cases of a matrix without biases as tensors, masks as tensors, and sinks, and but for those that pair features."""
+    """The cases of a matrix without biases and masks as tensors, sinks and caches, and but for those that pair features."""
     paired = {case.id for case in pairs_of_features()}
-    return [case for case in matrix(name) if case.bias is None and not case.sink and case.id not in paired]
+    plain = [case for case in matrix(name) if case.bias is None and not case.sink and case.cache is None]
+    return [case for case in plain if case.id not in paired]
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -67,10 +71,10 @@ def test_every_value_of_every_axis_occurs(name: str) -> None:
 
 def test_smoke_is_small() -> None:
     cases = matrix("smoke")
-    assert 120 <= len(cases) <= 210
+    assert 120 <= len(cases) <= 230
     tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
-    assert sum(tiles) < 2_750
-    longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65]
+    assert sum(tiles) < 3_300
+    longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65 and case.cache is None]
     assert {(case.dtype, case.seqlen_q, case.seqlen_k) for case in longest} == {(dtype, 128, 144) for dtype in SHARP_DTYPES}
 
 
@@ -158,7 +162,7 @@ def test_standard_has_every_bias_in_every_dtype_with_and_without_a_sink() -> Non
 
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
-    assert 1_000 <= len(cases) <= 1_760
+    assert 1_000 <= len(cases) <= 1_950
     assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 700e6
     assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
 
@@ -228,3 +232,18 @@ def test_full_contains_standard_and_very_long_cases() -> None:
 def test_unknown_matrix() -> None:
     with pytest.raises(ValueError, match="matrix: got 'huge', accepted are smoke, standard, full"):
         matrix("huge")
+
+
+@pytest.mark.parametrize("name", ["smoke", "standard"])
+def test_decoding_in_every_dtype_from_both_kinds_of_cache(name: str) -> None:
+    cases = [case for case in matrix(name) if case.cache is not None]
+    assert {case.dtype for case in cases} == set(DTYPES)
+    assert {case.cache for case in cases} == set(CACHES)
+    found = {feature for case in cases for feature in case.features}
+    assert {"causal", "window", "softcap", "alibi", "gqa", "mqa", "head-dim-v", "scale", "cross-length"} <= found
+    assert {True, False} == {case.seqlen_q == 1 for case in cases}
+    assert 0 in {case.seqlen_k for case in cases}
+    if name == "standard":
+        assert {(case.dtype, case.cache, tile_head_dim(case)) for case in cases} >= set(
+            product(DTYPES, CACHES, (16, 32, 64, 128, 256))
+        )
