@@ -60,14 +60,14 @@ FEATURES = (
         (
             Edit(
                 "forward.py",
-                "        if SOFTCAP:\n            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
+                "        if SOFTCAP:\n            scores, _slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
                 "",
             ),
             Edit(
                 "forward.py",
                 '            scores = tl.where(seen, scores, float("-inf"))\n',
                 '            scores = tl.where(seen, scores, float("-inf"))\n'
-                "        if SOFTCAP:\n            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
+                "        if SOFTCAP:\n            scores, _slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
             ),
         ),
     ),
@@ -78,8 +78,8 @@ FEATURES = (
         (
             Edit(
                 "forward.py",
-                "            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
-                "            capped, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n"
+                "            scores, _slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n",
+                "            capped, _slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)\n"
                 "            scores = scores * inner_scale * capped\n",
             ),
         ),
@@ -91,8 +91,8 @@ FEATURES = (
         (
             Edit(
                 "dkdv.py",
-                "        ds = p * (dp - delta[None, :])\n        if SOFTCAP:\n            ds = ds * slope\n",
-                "        ds = p * (dp - delta[None, :])\n",
+                "            ds = p * (dp - delta[None, :])\n            if SOFTCAP:\n                ds = ds * slope\n",
+                "            ds = p * (dp - delta[None, :])\n",
             ),
         ),
     ),

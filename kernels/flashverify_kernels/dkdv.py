@@ -21,103 +21,6 @@ from flashverify_kernels.primitives import (
 )
 
 
-@triton.jit
-def accumulate_dkdv(
-    dk,
-    dv,
-    k,
-    v,
-    q_base,
-    dout_base,
-    lse_row,
-    delta_row,
-    batch,
-    head,
-    stride_qn,
-    stride_qd,
-    stride_gn,
-    stride_gd,
-    first_query,
-    last_query,
-    keys,
-    seqlen_q,
-    head_dim,
-    value_dim,
-    causal_offset,
-    first_offset,
-    inner_scale,
-    scale,
-    alibi,
-    query_places,
-    bias_base,
-    stride_bm,
-    stride_bn,
-    inverse,
-    keys_left,
-    PACKED: tl.constexpr,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    CHECK_D: tl.constexpr,
-    CHECK_DV: tl.constexpr,
-    WIDE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STORAGE: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BF16: tl.constexpr,
-):
-    """Add what query rows first_query .. last_query of one head contribute to dK (unscaled) and dV of a key block."""
-    for start in range(first_query, last_query, BLOCK_M):
-        queries = start + tl.arange(0, BLOCK_M)
-        rows_left = seqlen_q - start
-        lse, delta = row_statistic(lse_row, delta_row, queries, seqlen_q, PACKED)
-        q = load_tile(
-            q_base, batch, head, start, stride_qn, stride_qd, rows_left, head_dim,
-            BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
-        )  # fmt: skip
-        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_N, BLOCK_M)
-        if SOFTCAP:
-            scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
-        if ALIBI:
-            scores = biased(scores, alibi, (queries + query_places)[None, :], keys[:, None], ACCUMULATOR)
-        if BIAS:
-            scores = with_bias(
-                scores, bias_base, 0, start, stride_bn, stride_bm, keys_left, rows_left, inverse,
-                BIAS, BLOCK_N, BLOCK_M, True, True, WIDE, ACCUMULATOR, BF16,
-            )  # fmt: skip
-        p = probabilities(scores, lse[None, :], scale)
-        if BIAS:
-            # Of hidden pairs in a row that sees no key too, whose lse is -inf, and of padding rows, whatever hidden keys hold.
-            p = tl.where((scores == float("-inf")) | (lse == float("inf"))[None, :], 0.0, p)
-        if MASKED:
-            if CAUSAL:
-                seen = keys[:, None] <= queries[None, :] + causal_offset
-                p = tl.where(seen, p, 0.0)
-            if WINDOW:
-                p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)
-        dout = load_tile(
-            dout_base, batch, head, start, stride_gn, stride_gd, rows_left, value_dim,
-            BLOCK_M, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
-        )  # fmt: skip
-        dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        ds = p * (dp - delta[None, :])
-        if SOFTCAP:
-            ds = ds * slope
-        if BIAS:
-            ds = tl.where(p == 0.0, 0.0, ds)
-        dk = tl.dot(as_operand(ds, STORAGE, BF16), q, dk, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-    return dk, dv
-
-
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
     q_source,
@@ -279,35 +182,46 @@ def dkdv_kernel(
         if BIAS:
             bias_base = head_base(bias_ptr, batch, head, stride_bb, stride_bh, False)
             bias_base += tl.cast(first_key, tl.int64) * stride_bn
-        if CAUSAL:
-            dk, dv = accumulate_dkdv(
-                dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
-                stride_qn, stride_qd, stride_gn, stride_gd,
-                begin, tl.minimum(full_begin, end) if WINDOW else full_begin, keys, seqlen_q, head_dim, value_dim,
-                causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-                bias_base, stride_bm, stride_bn, inverse, keys_left,
-                PACKED, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-                WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+        for start in range(begin, end, BLOCK_M):
+            queries = start + tl.arange(0, BLOCK_M)
+            rows_left = seqlen_q - start
+            lse, delta = row_statistic(rows_lse_ptr + row, rows_delta_ptr + row, queries, seqlen_q, PACKED)
+            q = load_tile(
+                q_base, batch, head, start, stride_qn, stride_qd, rows_left, head_dim,
+                BLOCK_M, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
             )  # fmt: skip
-        dk, dv = accumulate_dkdv(
-            dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
-            stride_qn, stride_qd, stride_gn, stride_gd,
-            full_begin, full_end, keys, seqlen_q, head_dim, value_dim,
-            causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-            bias_base, stride_bm, stride_bn, inverse, keys_left,
-            PACKED, False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
-        )  # fmt: skip
-        if WINDOW:
-            dk, dv = accumulate_dkdv(
-                dk, dv, k, v, q_base, dout_base, rows_lse_ptr + row, rows_delta_ptr + row, batch, head,
-                stride_qn, stride_qd, stride_gn, stride_gd,
-                full_end, end, keys, seqlen_q, head_dim, value_dim,
-                causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-                bias_base, stride_bm, stride_bn, inverse, keys_left,
-                PACKED, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-                WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_N, BLOCK_M)
+            if SOFTCAP:
+                scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+            if ALIBI:
+                scores = biased(scores, alibi, (queries + query_places)[None, :], keys[:, None], ACCUMULATOR)
+            if BIAS:
+                scores = with_bias(
+                    scores, bias_base, 0, start, stride_bn, stride_bm, keys_left, rows_left, inverse,
+                    BIAS, BLOCK_N, BLOCK_M, True, True, WIDE, ACCUMULATOR, BF16,
+                )  # fmt: skip
+            p = probabilities(scores, lse[None, :], logit_scale)
+            if BIAS:
+                # Of hidden pairs, in a row that sees no key (lse = -inf) too; and of padding rows, whatever hidden keys hold.
+                p = tl.where((scores == float("-inf")) | (lse == float("inf"))[None, :], 0.0, p)
+            if CAUSAL or WINDOW:  # noqa: SIM102 (decided when the kernel is compiled)
+                if (start < full_begin) | (start >= full_end) | (BLOCK_D > 128):  # the branch takes registers of the widest
+                    if CAUSAL:
+                        p = tl.where(keys[:, None] <= queries[None, :] + causal_offset, p, 0.0)
+                    if WINDOW:
+                        p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)
+            dout = load_tile(
+                dout_base, batch, head, start, stride_gn, stride_gd, rows_left, value_dim,
+                BLOCK_M, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
             )  # fmt: skip
+            dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            ds = p * (dp - delta[None, :])
+            if SOFTCAP:
+                ds = ds * slope
+            if BIAS:
+                ds = tl.where(p == 0.0, 0.0, ds)
+            dk = tl.dot(as_operand(ds, STORAGE, BF16), q, dk, input_precision=PRECISION, out_dtype=ACCUMULATOR)
 
     dk_base = head_base(dk_ptr, batch, head_kv, stride_xb, stride_xh, False)
     dk = dk * (scale * sign)

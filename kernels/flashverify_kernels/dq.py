@@ -22,99 +22,6 @@ from flashverify_kernels.primitives import (
 )
 
 
-@triton.jit
-def accumulate_dq(
-    dq,
-    q,
-    dout,
-    lse,
-    delta,
-    k_base,
-    v_base,
-    batch,
-    head_kv,
-    stride_kn,
-    stride_kd,
-    stride_vn,
-    stride_vd,
-    first_key,
-    last_key,
-    query_rows,
-    seqlen_k,
-    head_dim,
-    value_dim,
-    causal_offset,
-    first_offset,
-    inner_scale,
-    scale,
-    alibi,
-    query_places,
-    bias_base,
-    stride_bm,
-    stride_bn,
-    inverse,
-    rows_left,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    CHECK_D: tl.constexpr,
-    CHECK_DV: tl.constexpr,
-    WIDE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STORAGE: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BF16: tl.constexpr,
-):
-    """Add what keys first_key .. last_key contribute to dQ (unscaled) of a row block."""
-    for start in range(first_key, last_key, BLOCK_N):
-        keys_left = seqlen_k - start
-        k = load_tile(
-            k_base, batch, head_kv, start, stride_kn, stride_kd, keys_left, head_dim,
-            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
-        )  # fmt: skip
-        v = load_tile(
-            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
-            BLOCK_N, BLOCK_DV, MASKED, CHECK_DV, WIDE, DESCRIPTORS, BF16,
-        )  # fmt: skip
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
-        if SOFTCAP:
-            scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
-        if ALIBI:
-            scores = biased(scores, alibi, query_places[:, None], (start + tl.arange(0, BLOCK_N))[None, :], ACCUMULATOR)
-        if BIAS:
-            scores = with_bias(
-                scores, bias_base, 0, start, stride_bm, stride_bn, rows_left, keys_left, inverse,
-                BIAS, BLOCK_M, BLOCK_N, True, MASKED, WIDE, ACCUMULATOR, BF16,
-            )  # fmt: skip
-        p = probabilities(scores, lse[:, None], scale)
-        if BIAS:
-            p = tl.where(scores == float("-inf"), 0.0, p)  # in a row that sees no key too, whose lse is -inf
-        dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        ds = p * (dp - delta[:, None])
-        if SOFTCAP:
-            ds = ds * slope
-        if BIAS:
-            ds = tl.where(p == 0.0, 0.0, ds)
-        if MASKED:
-            keys = start + tl.arange(0, BLOCK_N)
-            seen = (keys < seqlen_k)[None, :]
-            if CAUSAL:
-                seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
-            if WINDOW:
-                seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)
-            ds = tl.where(seen, ds, 0.0)
-        dq = tl.dot(as_operand(ds, STORAGE, BF16), k, dq, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-    return dq
-
-
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
     q_source,
@@ -260,31 +167,44 @@ def dq_kernel(
         inverse = 1.0 / logit_scale
         bias_base = head_base(bias_ptr, batch, head, stride_bb, stride_bh, False) + tl.cast(first_row, tl.int64) * stride_bm
     dq = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
-    if WINDOW:
-        dq = accumulate_dq(
-            dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
-            causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-            bias_base, stride_bm, stride_bn, inverse, rows_left,
-            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+    for start in range(begin, end, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        keys_left = seqlen_k - start
+        k = load_tile(
+            k_base, batch, head_kv, start, stride_kn, stride_kd, keys_left, head_dim,
+            BLOCK_N, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
-    dq = accumulate_dq(
-        dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
-        causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-        bias_base, stride_bm, stride_bn, inverse, rows_left,
-        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
-    )  # fmt: skip
-    dq = accumulate_dq(
-        dq, q, dout, lse, delta, k_base, v_base, batch, head_kv, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_end, end, query_rows, seqlen_k, head_dim, value_dim,
-        causal_offset, first_offset, inner_scale, logit_scale, alibi, query_places,
-        bias_base, stride_bm, stride_bn, inverse, rows_left,
-        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
-    )  # fmt: skip
+        v = load_tile(
+            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
+            BLOCK_N, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
+        if SOFTCAP:
+            scores, slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+        if ALIBI:
+            scores = biased(scores, alibi, query_places[:, None], keys[None, :], ACCUMULATOR)
+        if BIAS:
+            scores = with_bias(
+                scores, bias_base, 0, start, stride_bm, stride_bn, rows_left, keys_left, inverse,
+                BIAS, BLOCK_M, BLOCK_N, True, True, WIDE, ACCUMULATOR, BF16,
+            )  # fmt: skip
+        p = probabilities(scores, lse[:, None], logit_scale)
+        if BIAS:
+            p = tl.where(scores == float("-inf"), 0.0, p)  # in a row that sees no key too, whose lse is -inf
+        dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        ds = p * (dp - delta[:, None])
+        if SOFTCAP:
+            ds = ds * slope
+        if BIAS:
+            ds = tl.where(p == 0.0, 0.0, ds)
+        if (start < full_begin) | (start >= full_end):
+            seen = (keys < seqlen_k)[None, :]
+            if CAUSAL:
+                seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
+            if WINDOW:
+                seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)
+            ds = tl.where(seen, ds, 0.0)
+        dq = tl.dot(as_operand(ds, STORAGE, BF16), k, dq, input_precision=PRECISION, out_dtype=ACCUMULATOR)
 
     dq_base = head_base(dq_ptr, batch, head, stride_xb, stride_xh, False)
     dq = dq * (scale * sign)

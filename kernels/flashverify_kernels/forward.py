@@ -55,97 +55,6 @@ from flashverify_kernels.primitives import (
 from flashverify_kernels.tiles import TileConfig, padded_head_dim, stages_of
 
 
-@triton.jit
-def attend(
-    accumulator,
-    running_max,
-    running_sum,
-    q,
-    k_base,
-    v_base,
-    batch,
-    head_kv,
-    stride_kn,
-    stride_kd,
-    stride_vn,
-    stride_vd,
-    first_key,
-    last_key,
-    query_rows,
-    seqlen_k,
-    head_dim,
-    value_dim,
-    causal_offset,
-    first_offset,
-    inner_scale,
-    exponent_scale,
-    slope,
-    query_places,
-    bias_base,
-    stride_bm,
-    stride_bn,
-    inverse,
-    rows_left,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    CHECK_D: tl.constexpr,
-    CHECK_DV: tl.constexpr,
-    WIDE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    STORAGE: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BF16: tl.constexpr,
-):
-    """Fold keys first_key .. last_key (a multiple of BLOCK_N apart unless MASKED) into the running softmax."""
-    for start in range(first_key, last_key, BLOCK_N):
-        keys_left = seqlen_k - start
-        k = load_tile(
-            k_base, batch, head_kv, start, stride_kn, stride_kd, keys_left, head_dim,
-            BLOCK_N, BLOCK_D, MASKED, CHECK_D, WIDE, DESCRIPTORS, BF16,
-        )  # fmt: skip
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
-        if SOFTCAP:
-            scores, _ = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
-        if ALIBI:
-            scores = biased(scores, slope, query_places[:, None], (start + tl.arange(0, BLOCK_N))[None, :], ACCUMULATOR)
-        if BIAS:
-            scores = with_bias(
-                scores, bias_base, 0, start, stride_bm, stride_bn, rows_left, keys_left, inverse,
-                BIAS, BLOCK_M, BLOCK_N, True, MASKED, WIDE, ACCUMULATOR, BF16,
-            )  # fmt: skip
-        if MASKED:
-            keys = start + tl.arange(0, BLOCK_N)
-            seen = (keys < seqlen_k)[None, :]
-            if CAUSAL:
-                seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
-            if WINDOW:
-                seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)
-            scores = tl.where(seen, scores, float("-inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        # A row that has seen no key keeps -inf as its maximum; -inf - 0 is defined, -inf - (-inf) is not.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED or BIAS else new_max
-        p = tl.exp2((scores - shift[:, None]) * exponent_scale)
-        rescale = tl.exp2((running_max - shift) * exponent_scale)
-        running_sum = running_sum * rescale + tl.sum(p, 1)
-        accumulator = accumulator * rescale[:, None]
-        v = load_tile(
-            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
-            BLOCK_N, BLOCK_DV, MASKED, CHECK_DV, WIDE, DESCRIPTORS, BF16,
-        )  # fmt: skip
-        accumulator = tl.dot(as_operand(p, STORAGE, BF16), v, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        running_max = new_max
-    return accumulator, running_max, running_sum
-
-
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     q_source,
@@ -291,34 +200,43 @@ def forward_kernel(
         sink_score = sink * inverse
         running_max = tl.zeros((BLOCK_M,), ACCUMULATOR) + sink_score
         running_sum = tl.where(running_max == float("-inf"), running_sum, 1.0)
-    if WINDOW:
-        accumulator, running_max, running_sum = attend(
-            accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
-            stride_kn, stride_kd, stride_vn, stride_vd,
-            begin, tl.minimum(full_begin, end), query_rows, seqlen_k, head_dim, value_dim,
-            causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
-            bias_base, stride_bm, stride_bn, inverse, rows_left,
-            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-            WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
+    for start in range(begin, end, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        keys_left = seqlen_k - start
+        k = load_tile(
+            k_base, batch, head_kv, start, stride_kn, stride_kd, keys_left, head_dim,
+            BLOCK_N, BLOCK_D, True, CHECK_D, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
-    accumulator, running_max, running_sum = attend(
-        accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
-        stride_kn, stride_kd, stride_vn, stride_vd,
-        full_begin, full_end, query_rows, seqlen_k, head_dim, value_dim,
-        causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
-        bias_base, stride_bm, stride_bn, inverse, rows_left,
-        False, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
-    )  # fmt: skip
-    accumulator, running_max, running_sum = attend(
-        accumulator, running_max, running_sum, q, k_base, v_base, batch, head_kv,
-        stride_kn, stride_kd, stride_vn, stride_vd,
-        full_end, end, query_rows, seqlen_k, head_dim, value_dim,
-        causal_offset, first_offset, inner_scale, exponent_scale, slope, query_places,
-        bias_base, stride_bm, stride_bn, inverse, rows_left,
-        True, CAUSAL, WINDOW, SOFTCAP, ALIBI, BIAS, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, CHECK_D, CHECK_DV,
-        WIDE, DESCRIPTORS, STORAGE, ACCUMULATOR, PRECISION, BF16,
-    )  # fmt: skip
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACCUMULATOR)  # (BLOCK_M, BLOCK_N)
+        if SOFTCAP:
+            scores, _slope = tanh_and_slope(scores * inner_scale, ACCUMULATOR)
+        if ALIBI:
+            scores = biased(scores, slope, query_places[:, None], keys[None, :], ACCUMULATOR)
+        if BIAS:
+            scores = with_bias(
+                scores, bias_base, 0, start, stride_bm, stride_bn, rows_left, keys_left, inverse,
+                BIAS, BLOCK_M, BLOCK_N, True, True, WIDE, ACCUMULATOR, BF16,
+            )  # fmt: skip
+        if (start < full_begin) | (start >= full_end):
+            seen = (keys < seqlen_k)[None, :]
+            if CAUSAL:
+                seen = seen & (keys[None, :] <= query_rows[:, None] + causal_offset)
+            if WINDOW:
+                seen = seen & (keys[None, :] >= query_rows[:, None] + first_offset)
+            scores = tl.where(seen, scores, float("-inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        # A row that has seen no key keeps -inf as its maximum; -inf - 0 is defined, -inf - (-inf) is not.
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        p = tl.exp2((scores - shift[:, None]) * exponent_scale)
+        rescale = tl.exp2((running_max - shift) * exponent_scale)
+        running_sum = running_sum * rescale + tl.sum(p, 1)
+        accumulator = accumulator * rescale[:, None]
+        v = load_tile(
+            v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
+            BLOCK_N, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
+        )  # fmt: skip
+        accumulator = tl.dot(as_operand(p, STORAGE, BF16), v, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        running_max = new_max
 
     saw_no_key = running_sum == 0.0
     divisor = tl.where(saw_no_key, 1.0, running_sum)
