@@ -7,6 +7,7 @@ bfloat16 or three of tf32, summed in float32, on tensor cores; what they leave o
 
 import torch
 
+from flashverify_kernels.autocast import cast_as_autocast
 from flashverify_kernels.bias_validation import resolve_bias, resolve_mask, resolve_sink
 from flashverify_kernels.ops import attention
 from flashverify_kernels.tiles import Tiles
@@ -49,7 +50,8 @@ def flash_attn_func(
 
     Causal masks are aligned bottom-right: query i sees key j iff j <= i + Nk - Nq. A row that sees no key gives out 0 and
     lse -inf (flash-attn gives +inf), and its gradients are 0. Query head h reads key head h // (Hq / Hkv). The backward pass
-    is deterministic whatever `deterministic` says. out and lse are differentiable.
+    is deterministic whatever `deterministic` says. out and lse are differentiable. `torch.autocast` changes nothing, as with
+    flash-attn: inputs are taken in the dtypes that they have.
 
     Args:
         q: (B, Nq, Hq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
@@ -226,7 +228,8 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """softmax(scale·QKᵀ)V with the signature and the meaning of `torch.nn.functional.scaled_dot_product_attention`.
 
-    Causal masks are aligned top-left, as torch's are: query i sees key j iff j <= i.
+    Causal masks are aligned top-left, as torch's are: query i sees key j iff j <= i. Where `torch.autocast` is enabled, query,
+    key, value and a floating attn_mask are cast to its dtype first, as it does for torch's; float64 stays.
 
     Args:
         query: (B, Hq, Nq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
@@ -250,6 +253,7 @@ def scaled_dot_product_attention(
         ValueError: shapes, devices or ranges are wrong.
         NotImplementedError: a feature that is not there yet is asked for; the message names it.
     """
+    query, key, value, attn_mask = (cast_as_autocast(x) for x in (query, key, value, attn_mask))
     check_tensors((("query", query), ("key", key), ("value", value)))
     check_bool("is_causal", is_causal)
     check_bool("enable_gqa", enable_gqa)

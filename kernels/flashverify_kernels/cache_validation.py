@@ -49,8 +49,9 @@ def check_integers(name: str, x: object, q: torch.Tensor, dimensions: int = 1) -
     if x.is_nested or x.layout != torch.strided or x.dtype != torch.int32:
         kind = "a nested tensor" if x.is_nested else f"dtype {_name(x.dtype)}, layout {x.layout}"
         raise TypeError(f"{name}: got {kind}, accepted are dense tensors of int32")
-    shape = f"({q.shape[0]},)" if dimensions == 1 else f"({q.shape[0]}, pages of a sequence)"
     if x.dim() != dimensions or x.shape[0] != q.shape[0]:
+        # Formed here alone: a symbolic size that is printed becomes a constant, and other batches are compiled anew.
+        shape = f"({q.shape[0]},)" if dimensions == 1 else f"({q.shape[0]}, pages of a sequence)"
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, accepted is {shape}")
     if x.device != q.device:
         raise ValueError(f"{name}: got a tensor on {x.device}, accepted is q's device, {q.device}")

@@ -1,34 +1,12 @@
-"""Registration of the operators on a cache with torch: schemas, fakes, torch.compile."""
+"""What works on a cache under torch.compile and in graphs of launches; test_opcheck has the operators' schemas and fakes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from flashverify_kernels import flash_attn_with_kvcache
-from flashverify_kernels.ops_cache import append_to_cache, cached_attention
 
 from tests.kernels.cache_support import DTYPES, Inputs, angles, bits
-
-KINDS = {"plain": {}, "paged": {"page_size": 16}, "indexed and padded": {"entries": [2, 0], "leftpad": [1, 3]}}
-
-
-@pytest.mark.parametrize("rotary", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_opcheck(kind: str, rotary: bool, device: torch.device) -> None:
-    inputs = Inputs(torch.float32, device, lengths=[5, 20], tokens=2, queries=2, capacity=32, value_dim=8, **KINDS[kind])
-    caches = tuple(x.nan_to_num(nan=0.0) for x in (inputs.k_cache, inputs.v_cache))
-    cos, sin = angles(40, 16, torch.float32, device) if rotary else (None, None)
-    seqlens, entries = inputs.integers(inputs.lengths), inputs.integers(inputs.entries)
-    leftpad, table = inputs.integers(inputs.leftpad), inputs.integers(inputs.where.table)
-    torch.library.opcheck(append_to_cache, (*caches, inputs.k, inputs.v, cos, sin, seqlens, 0, entries, table, True))
-    slopes = torch.ones(2, 4, device=device)
-    torch.library.opcheck(
-        cached_attention,
-        (
-            inputs.q, *caches, cos, sin, seqlens, 0, 2, entries, leftpad, table,
-            0.5, 3.0, slopes, 0, 9, True, False, 2, "ieee", [16, 16, 4, 1],
-        ),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
