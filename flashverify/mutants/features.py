@@ -36,8 +36,8 @@ FEATURES = (
         (
             Edit(
                 "dkdv.py",
-                "                p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)\n",
-                "                p = tl.where(keys[:, None] >= -1, p, 0.0)\n",
+                "p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)\n",
+                "p = tl.where(keys[:, None] >= -1, p, 0.0)\n",
             ),
         ),
     ),

@@ -54,7 +54,8 @@ def plant(mutant: Mutant, folder: Path) -> str:
         The package's import name.
 
     Raises:
-        ValueError: if an edit's healthy text does not occur exactly once: the kernels have changed since.
+        ValueError: if an edit's healthy text does not occur exactly once, or begins with spaces but not with all of its line's:
+            the kernels have changed since.
     """
     specification = importlib.util.find_spec(PACKAGE)
     if specification is None or specification.origin is None:
@@ -68,6 +69,8 @@ def plant(mutant: Mutant, folder: Path) -> str:
         text = path.read_text()
         if text.count(edit.old) != 1:
             raise ValueError(f"mutant {mutant.name}: {edit.file} holds {text.count(edit.old)} times, not once: {edit.old!r}")
+        if edit.old.startswith(" ") and f"\n{edit.old}" not in text:
+            raise ValueError(f"mutant {mutant.name}: {edit.file} holds deeper in a line: {edit.old!r}")
         path.write_text(text.replace(edit.old, edit.new))
     for path in target.glob("*.py"):
         path.write_text(path.read_text().replace(f"{PACKAGE}.", f"{package}."))

@@ -5,6 +5,8 @@ They are what the sharp budget and the distribution of errors are for. Those tha
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from flashverify.mutants.mutant import Edit, Mutant
 
 P = "        p = tl.exp2((scores - shift[:, None]) * exponent_scale)\n"
@@ -12,7 +14,7 @@ P_V = "        accumulator = tl.dot(as_operand(p, STORAGE, BF16), v,"
 RESCALED = "        accumulator = accumulator * rescale[:, None]\n"
 ROW_SUM = "        running_sum = running_sum * rescale + tl.sum(p, 1)\n"
 SIGNED_Q = "    if SIGNED:\n        q = (q * sign).to(q.dtype)\n    k_base ="
-DS_OF_KEYS = "        ds = p * (dp - delta[None, :])\n"
+DS_OF_KEYS = "            ds = p * (dp - delta[None, :])\n"
 DS_OF_QUERIES = "        ds = p * (dp - delta[:, None])\n"
 DQ = "        dq = tl.dot(as_operand(ds, STORAGE, BF16), k, dq, input_precision=PRECISION, out_dtype=ACCUMULATOR)\n"
 STORED_DELTA = "    tl.store(rows_delta_ptr + padded_offsets, delta)\n"
@@ -95,7 +97,7 @@ ROUNDING = (
         "dS is truncated, not rounded, before it meets K and Q.",
         "ROCm/aiter#5151",
         (
-            Edit("dkdv.py", DS_OF_KEYS, DS_OF_KEYS + _truncated("ds")),
+            Edit("dkdv.py", DS_OF_KEYS, DS_OF_KEYS + indent(_truncated("ds"), "    ")),
             Edit("dq.py", DS_OF_QUERIES, DS_OF_QUERIES + _truncated("ds")),
         ),
     ),
@@ -116,7 +118,7 @@ ROUNDING = (
         "dS of bfloat16 inputs is rounded to float16.",
         "triton-lang/triton#4469",
         (
-            Edit("dkdv.py", DS_OF_KEYS, DS_OF_KEYS + _HALF_DS),
+            Edit("dkdv.py", DS_OF_KEYS, DS_OF_KEYS + indent(_HALF_DS, "    ")),
             Edit("dq.py", DS_OF_QUERIES, DS_OF_QUERIES + _HALF_DS),
         ),
     ),

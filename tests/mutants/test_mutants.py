@@ -65,6 +65,15 @@ def test_an_edit_whose_text_does_not_stand_exactly_once_is_refused(old, count, t
         plant(mutant_of(Edit("forward.py", old, "x")), tmp_path)
 
 
+def test_an_edit_that_begins_within_the_spaces_of_a_line_is_refused(tmp_path):
+    """What is planted behind it would stand in another block than it seems to."""
+    deeper = (HEALTHY / "dkdv.py").read_text().splitlines(keepends=True)
+    line = next(line for line in deeper if line.startswith("            dk = "))
+    mutant = Mutant("shallow", "", "control", (Edit("dkdv.py", line[4:], line[4:]),))
+    with pytest.raises(ValueError, match="shallow: dkdv.py holds deeper in a line: '        dk = "):
+        plant(mutant, tmp_path)
+
+
 def test_an_edit_of_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"sideways\.py"):
         plant(mutant_of(Edit("sideways.py", "a", "b")), tmp_path)
