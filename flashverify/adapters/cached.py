@@ -14,6 +14,7 @@ import torch
 
 from flashverify.adapters.kernel import KernelDefectError
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.lengths import lengths
 from flashverify.cases.tensors import Inputs, Outputs
 
 Decode = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -84,7 +85,9 @@ def empty_cache(case: AttentionCase, inputs: Inputs) -> Cache:
 
 
 def decode(case: AttentionCase, inputs: Inputs, function: Decode, **options: object) -> Outputs:
-    """Out and lse of a case whose keys are in a cache but for the last, which the call appends: as many as queries, at most.
+    """Out and lse of a case whose keys are in a cache but for the last, which the call appends.
+
+    Those are as many as queries, or as the shortest sequence has keys.
 
     Args:
         case: the case, with a cache.
@@ -96,20 +99,20 @@ def decode(case: AttentionCase, inputs: Inputs, function: Decode, **options: obj
         KernelDefectError: if the call leaves anything else in the caches than was there and was appended.
     """
     cache = empty_cache(case, inputs)
-    new = min(case.seqlen_q, case.seqlen_k)
-    lengths = torch.full((case.batch,), case.seqlen_k - new, dtype=torch.int32, device=inputs.q.device)
     q, k, v = (x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
+    keys = torch.tensor([keys for _, keys in lengths(case)], dtype=torch.int32, device=q.device)
+    new = min(case.seqlen_q, case.seqlen_k, *keys.tolist())
     columns = torch.arange(case.seqlen_k, device=k.device)
-    before = columns < (lengths[:, None] if case.batch else lengths.new_empty(0, 1))
+    places = cache.places[:, : case.seqlen_k]
+    before, after = columns < (keys - new)[:, None], columns < keys[:, None]
     caches = {"k_cache": cache.k, "v_cache": cache.v}
     whole = {}
     for (name, stored), x in zip(caches.items(), (k, v), strict=True):
-        flat = stored.flatten(0, 1)
-        flat[cache.places[:, : case.seqlen_k][before]] = x[before]
+        stored.flatten(0, 1)[places[before]] = x[before]
         whole[name] = stored.clone()
-        whole[name].flatten(0, 1)[cache.places[:, : case.seqlen_k]] = x
-    appended = [x[:, case.seqlen_k - new :].contiguous() for x in (k, v)] if new else [None, None]
-    out, lse = function(q, cache.k, cache.v, *appended, cache_seqlens=lengths, **cache.arguments, **options)
+        whole[name].flatten(0, 1)[places[after]] = x[after]
+    appended = [x[after & ~before].reshape(case.batch, new, *x.shape[2:]) if new else None for x in (k, v)]
+    out, lse = function(q, cache.k, cache.v, *appended, cache_seqlens=keys - new, **cache.arguments, **options)
     for name, stored in caches.items():
         if not torch.equal(stored.view(torch.uint8), whole[name].view(torch.uint8)):  # bits: NaN is to stay NaN
             raise KernelDefectError(f"{name}: the call leaves other keys or values in it than were there and were appended")

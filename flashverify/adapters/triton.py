@@ -10,6 +10,7 @@ import torch
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
+from flashverify.adapters.packing import run_packed
 from flashverify.adapters.triton_decoder import TritonDecoder
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_slope_tensor, causal_offset, first_offset, limited
@@ -44,7 +45,7 @@ class TritonKernel:
         self.sources: Path | None = None if self._package.__file__ is None else Path(self._package.__file__).parent
         self._tables: ModuleType = importlib.import_module(f"{package}.tiles")
         self._operators: ModuleType = importlib.import_module(f"{package}.ops")
-        self._decoder = TritonDecoder(self._package, device, precision)
+        self._decoder = TritonDecoder(self._package, device)
         self._validation: ModuleType = importlib.import_module(f"{package}.validation")
 
     def declines(self, case: AttentionCase) -> str | None:
@@ -97,8 +98,19 @@ class TritonKernel:
         slopes = self._slopes(case)
         if slopes is not None and case.alibi == "heads" and case.batch:
             slopes = slopes[0]
+        sides = tuple(-1 if side is None else side for side in (case.window_left, case.window_right))
+        options = {
+            "softmax_scale": case.scale,
+            "causal": case.mask == "causal",
+            "softcap": case.softcap or 0.0,
+            "alibi_slopes": slopes,
+            "window_size": sides,
+            "input_precision": self.precision,
+        }
         if case.cache is not None:
-            return self._decoder.run(case, inputs, slopes)
+            return self._decoder.run(case, inputs, **options)
+        if case.lengths is not None:
+            return run_packed(self._package.flash_attn_varlen_func, case, inputs, **options)
 
         def through_function(
             q: torch.Tensor,
@@ -109,15 +121,10 @@ class TritonKernel:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             out, lse, _ = self._package.flash_attn_func(
                 *(x.transpose(1, 2) for x in (q, k, v)),
-                softmax_scale=case.scale,
-                causal=case.mask == "causal",
-                softcap=case.softcap or 0.0,
-                alibi_slopes=slopes,
-                window_size=tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
                 return_attn_probs=True,
                 attn_bias=bias,
                 learnable_sink=None if sink is None else sink.flatten(),
-                input_precision=self.precision,
+                **options,
             )
             return out.transpose(1, 2), lse
 
@@ -137,8 +144,8 @@ class TritonKernel:
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
 
     def unrounded(self, case: AttentionCase, inputs: Inputs) -> Outputs | None:
-        """Outputs in float32, before the final rounding; None for dtypes that have none, and for decoding."""
-        if case.dtype not in ("fp16", "bf16") or case.cache is not None:
+        """Outputs in float32, before the final rounding; None for dtypes that have none, packed sequences, and decoding."""
+        if case.dtype not in ("fp16", "bf16") or case.lengths is not None or case.cache is not None:
             return None
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention

@@ -17,18 +17,18 @@ from flashverify.numerics.formats import TORCH_DTYPES
 class TritonDecoder:
     """The decoding part of the package, or of a copy of it under another name."""
 
-    def __init__(self, package: ModuleType, device: torch.device, precision: str) -> None:
+    def __init__(self, package: ModuleType, device: torch.device) -> None:
         """The decoder of a package on a device."""
         self._decode = package.flash_attn_with_kvcache
         self._tiles: ModuleType = importlib.import_module(f"{package.__name__}.decode_tiles")
         self._device = device
-        self._precision = precision
 
     def walk(self, case: AttentionCase) -> dict[str, object]:
         """What the contract states of the walk over keys. Parts are shared out by what a block of rows sees: see `splits`."""
         tile, splits = self._chosen(case)
         rows = case.seqlen_q * case.group_size
-        sees_all = first_offset(case) is None and (case.mask == "full" or rows <= tile.block_m) and case.window_right is None
+        of_a_block = case.mask == "full" or rows <= tile.block_m
+        sees_all = of_a_block and first_offset(case) is None and case.window_right is None and case.lengths is None
         return {"block_q": None, "block_k": tile.block_n, "splits": splits if splits == 1 or sees_all else None}
 
     def configuration(self, case: AttentionCase) -> dict[str, str]:
@@ -37,18 +37,9 @@ class TritonDecoder:
         shape = f"{tile.block_m}x{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"
         return {"decode": shape, "parts of the keys": str(splits)}
 
-    def run(self, case: AttentionCase, inputs: Inputs, slopes: torch.Tensor | None) -> Outputs:
-        """Out and lse."""
-        options = {
-            "softmax_scale": case.scale,
-            "causal": case.mask == "causal",
-            "window_size": tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
-            "softcap": case.softcap or 0.0,
-            "alibi_slopes": slopes,
-            "return_softmax_lse": True,
-            "input_precision": self._precision,
-        }
-        return cached.decode(case, inputs, self._decode, **options)
+    def run(self, case: AttentionCase, inputs: Inputs, **options: object) -> Outputs:
+        """Out and lse; `options` are those that all functions of flash-attn have."""
+        return cached.decode(case, inputs, self._decode, return_softmax_lse=True, **options)
 
     def _chosen(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         """The tile, and the number of parts that the keys are split into."""

@@ -56,6 +56,22 @@ def standard() -> Iterator[AttentionCase]:
         yield AttentionCase(
             dtype=dtype, batch=2, heads_q=16, heads_kv=2, seqlen_q=4, seqlen_k=1024, head_dim=64, cache=cache, seed=1
         )
+    for index, (dtype, cache, seqlen_q) in enumerate(product(DTYPES, CACHES, (1, 4))):  # sequences of different lengths
+        yield AttentionCase(
+            dtype=dtype,
+            batch=(4, 9, 2)[index % 3],
+            heads_q=4,
+            heads_kv=2,
+            seqlen_q=seqlen_q,
+            seqlen_k=(300, 1025)[index % 2],
+            head_dim=(64, 128, 24)[index % 3],
+            mask="causal",
+            window_left=(None, 50)[index // 3 % 2],
+            alibi=(None, "batch")[index // 4 % 2],
+            lengths="keys",
+            cache=cache,
+            seed=index,
+        )
     for index, (seqlen_q, seqlen_k, cache) in enumerate(product((0, 3), (0, 5), CACHES)):
         dtype = tuple(DTYPES)[index // 2]
         yield AttentionCase(dtype=dtype, seqlen_q=seqlen_q, seqlen_k=seqlen_k, head_dim=16, cache=cache, mask="causal")
@@ -80,6 +96,7 @@ def smoke() -> Iterator[AttentionCase]:
         },
         {"dtype": "fp32", "seqlen_q": 20, "seqlen_k": 17, "scale": -0.5, "regime": "large", "seed": 2},
         {"seqlen_k": 0, "cache": "contiguous"},
+        {"dtype": "fp32", "batch": 5, "seqlen_k": 70, "lengths": "keys", "mask": "causal", "seed": 1},
     )
     for change in changes:
         yield plain.replace(**change)

@@ -20,6 +20,10 @@ ALIBIS = ("heads", "batch")
 BIASES = ("full", "heads", "batch", "hidden", "mask")
 """Tensors that are added to logits, or hide pairs, by what they are broadcast over (`dense_bias.shape`)."""
 
+LENGTHS = ("ragged", "used", "keys")
+"""Sequences of different lengths (`lengths.py`): packed in stretches as long as they are, or in equal ones that they use in
+part; or, in a cache, with as many keys as it holds of each."""
+
 CACHES = ("contiguous", "paged")
 """How keys and values lie in a cache that is decoded from (`adapters/cached.py`)."""
 
@@ -40,7 +44,7 @@ _ID = re.compile(
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
     rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?:_bias-(?P<bias>{_NAME}))?"
-    rf"(?P<sink>_sink)?(?:_cache-(?P<cache>{_NAME}))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    rf"(?P<sink>_sink)?(?:_lengths-(?P<lengths>{_NAME}))?(?:_cache-(?P<cache>{_NAME}))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
@@ -54,7 +58,7 @@ _OPTIONAL = {"head_dim_v": 1, **dict.fromkeys(_WINDOW, 0)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
-    """One attention problem: shapes, heads, dtype, mask, scale, softcap, biases, layout, input regime and seed.
+    """One attention problem: shapes, heads, dtype, mask, scale, softcap, biases, lengths, layout, input regime and seed.
 
     Tensors are written B,H,N,D throughout the verifier: q and dO are (batch, heads_q, seqlen_q, head_dim), k and v are
     (batch, heads_kv, seqlen_k, head_dim); v and dO have head_dim_v columns, if that is given. Query head h reads key head
@@ -75,6 +79,9 @@ class AttentionCase:
         alibi: linear biases of the logits, one of `ALIBIS`, or None; aligned bottom-right, so not with `causal-topleft`.
         bias: a tensor of biases of the logits, or of pairs that take part, one of `BIASES`, or None.
         sink: whether the softmax of each query head has one more logit, in its denominator alone.
+        lengths: how sequences with lengths of their own lie, one of `LENGTHS`, or None: all have seqlen_q and seqlen_k.
+            With it these are the largest lengths; tensors are padded, a batch entry's sequence comes first in them
+            (`lengths.lengths`), and its query i stands at key i + its number of keys - its number of queries.
         cache: keys and values come from a cache, one of `CACHES`, and there is no backward pass; or None. A cache has no biases
             as tensors, no sinks, a layout of its own, and its masks are aligned bottom-right.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
@@ -103,6 +110,7 @@ class AttentionCase:
     alibi: str | None = None
     bias: str | None = None
     sink: bool = False
+    lengths: str | None = None
     cache: str | None = None
     lse_grad: bool = False
     seed: int = 0
@@ -147,6 +155,21 @@ class AttentionCase:
                 raise ValueError(
                     f"alibi: got {self.alibi!r}, accepted with mask {self.mask} is None: biases are aligned bottom-right"
                 )
+        if self.lengths is not None:
+            if not isinstance(self.lengths, str):
+                raise TypeError(f"lengths: got {self.lengths!r}, accepted are {', '.join(LENGTHS)} and None")
+            if self.lengths not in LENGTHS:
+                raise ValueError(f"lengths: got {self.lengths!r}, accepted are {', '.join(LENGTHS)} and None")
+            for name, refused, why in (
+                ("mask", self.mask == "causal-topleft", "sequences are aligned bottom-right"),
+                ("bias", self.bias is not None, "packed sequences have no bias as a tensor"),
+                ("layout", self.layout != "contiguous", "packed sequences have a layout of their own"),
+                ("cache", self.lengths == "keys" and self.cache is None, "a cache alone has numbers of keys"),
+            ):
+                if refused:
+                    raise ValueError(
+                        f"lengths: got {self.lengths!r}, accepted with {name} {getattr(self, name)} is None: {why}"
+                    )
         if self.cache is not None:
             self._require_cache()
         if self.heads_q % self.heads_kv:
@@ -179,7 +202,14 @@ class AttentionCase:
             raise TypeError(f"cache: got {self.cache!r}, accepted are {', '.join(CACHES)} and None")
         if self.cache not in CACHES:
             raise ValueError(f"cache: got {self.cache!r}, accepted are {', '.join(CACHES)} and None")
-        taken = {"bias": (None,), "sink": (False,), "lse_grad": (False,), "layout": ("contiguous",), "mask": ("full", "causal")}
+        taken = {
+            "bias": (None,),
+            "sink": (False,),
+            "lengths": (None, "keys"),
+            "lse_grad": (False,),
+            "layout": ("contiguous",),
+            "mask": ("full", "causal"),
+        }
         for name, accepted in taken.items():
             value = getattr(self, name)
             if value not in accepted:
@@ -209,6 +239,8 @@ class AttentionCase:
             parts.append(f"bias-{self.bias}")
         if self.sink:
             parts.append("sink")
+        if self.lengths is not None:
+            parts.append(f"lengths-{self.lengths}")
         if self.cache is not None:
             parts.append(f"cache-{self.cache}")
         if self.lse_grad:
@@ -230,7 +262,7 @@ class AttentionCase:
         fields: dict[str, str | None] = match.groupdict()
         words = {
             name: text
-            for name in ("dtype", "mask", "regime", "layout", "alibi", "bias", "cache")
+            for name in ("dtype", "mask", "regime", "layout", "alibi", "bias", "lengths", "cache")
             if (text := fields[name]) is not None
         }
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
@@ -290,6 +322,8 @@ class AttentionCase:
             found.add("mask" if self.bias == "mask" else "bias")
         if self.sink:
             found.add("sink")
+        if self.lengths is not None:
+            found.add("varlen" if self.cache is None else "cache-lengths")
         if self.cache is not None:
             found.add("cache" if self.cache == "contiguous" else f"{self.cache}-cache")
         if self.lse_grad:

@@ -70,7 +70,7 @@ def test_an_edit_that_begins_within_the_spaces_of_a_line_is_refused(tmp_path):
     deeper = (HEALTHY / "dkdv.py").read_text().splitlines(keepends=True)
     line = next(line for line in deeper if line.startswith("            dk = "))
     mutant = Mutant("shallow", "", "control", (Edit("dkdv.py", line[4:], line[4:]),))
-    with pytest.raises(ValueError, match="shallow: dkdv.py holds deeper in a line: '        dk = "):
+    with pytest.raises(ValueError, match=r"shallow: dkdv\.py holds deeper in a line: '        dk = "):
         plant(mutant, tmp_path)
 
 

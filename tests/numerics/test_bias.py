@@ -10,6 +10,7 @@ import torch
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import BIASES, AttentionCase
+from flashverify.cases.lengths import PACKINGS
 from flashverify.cases.matrices import matrix
 from flashverify.cases.regimes import draw
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, visible_mask
@@ -26,7 +27,7 @@ DTYPES = ("fp16", "fp32")
 
 
 def several(dtype: str) -> list[AttentionCase]:
-    """The smoke matrix's cases, and larger ones with every bias, several seeds, caps, linear biases and windows."""
+    """The smoke matrix's cases, and larger ones with every bias, lengths, several seeds, caps, linear biases and windows."""
     plain = AttentionCase(dtype=dtype, batch=2, heads_q=4, heads_kv=2, seqlen_q=40, seqlen_k=70, head_dim=32, lse_grad=True)
     changes = (
         {},
@@ -38,6 +39,11 @@ def several(dtype: str) -> list[AttentionCase]:
         plain.replace(bias=bias, sink=(index + turn) % 2 == 0 or bias is None, seed=index, **change)
         for index, bias in enumerate((*BIASES, None))
         for turn, change in enumerate(changes[index % 2 :: 2])
+    ]
+    more += [
+        plain.replace(batch=6, lengths=kind, sink=index == 1, seed=index, **change)
+        for index, kind in enumerate(PACKINGS)
+        for change in changes
     ]
     return [c for c in matrix("smoke") if c.dtype == dtype and (c.bias is not None or c.sink)] + more
 
@@ -54,12 +60,13 @@ def honest(case: AttentionCase, inputs: Inputs, *, bias_factor: float = 1.0, wit
     q, dout = inputs.q.float(), inputs.dout.float()
     k, v = (x.float().repeat_interleave(group, 1) for x in (inputs.k, inputs.v))
     rows, columns = torch.arange(case.seqlen_q), torch.arange(case.seqlen_k)
-    seen, bias = visible_mask(case, rows, columns), dense_bias.expanded(case, inputs)
+    entries = torch.arange(case.batch)[:, None, None, None]
+    seen, bias = visible_mask(case, entries, rows, columns), dense_bias.expanded(case, inputs)
     x = q @ k.mT * case.softmax_scale
     tanh = None if case.softcap is None else torch.tanh(x / case.softcap)
     s = x if tanh is None else case.softcap * tanh
     if case.alibi is not None:
-        s = s + alibi_bias(case, alibi_slope_tensor(case)[..., None, None], rows, columns).float()
+        s = s + alibi_bias(case, entries, alibi_slope_tensor(case)[..., None, None], rows, columns).float()
     if bias is not None:
         seen, s = seen & dense_bias.shown(bias), s + bias_factor * dense_bias.added(bias).float()
     s = s.masked_fill(~seen, -torch.inf)
@@ -212,7 +219,7 @@ def test_nothing_is_allowed_where_nothing_is_seen(dtype: str, sink: bool) -> Non
         dtype=dtype, heads_q=2, seqlen_q=9, seqlen_k=12, head_dim=8, mask="causal", bias="hidden", sink=sink, lse_grad=True
     )
     it = judged(case)
-    seen = visible_mask(case, torch.arange(9), torch.arange(12)) & dense_bias.shown(it.inputs.bias)
+    seen = visible_mask(case, torch.tensor(0), torch.arange(9), torch.arange(12)) & dense_bias.shown(it.inputs.bias)
     hidden = ~seen
     assert hidden[:, :, 0].all()
     assert it.budget.dbias is not None
