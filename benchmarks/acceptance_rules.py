@@ -41,7 +41,7 @@ def plain(case: AttentionCase, inputs: Inputs, dtype: torch.dtype) -> dict[str, 
     keys, values = (x.repeat_interleave(case.group_size, 1) for x in (k, v))
     rows, columns = (torch.arange(n, device=q.device) for n in (case.seqlen_q, case.seqlen_k))
     scores = (q * case.softmax_scale) @ keys.mT
-    scores = scores.masked_fill(~visible_mask(case, rows, columns), -torch.inf)
+    scores = scores.masked_fill(~visible_mask(case, torch.tensor(0, device=q.device), rows, columns), -torch.inf)
     out = torch.softmax(scores, -1) @ values
     gradients = torch.autograd.grad(out, (q, k, v), inputs.dout.to(dtype))
     given = inputs.q.dtype

@@ -11,6 +11,7 @@ import torch
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import flash_attention
+from flashverify.adapters.packing import PACKED
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
@@ -64,6 +65,7 @@ class FunctionKernel:
             (case.alibi is not None, "linear biases"),
             (case.bias is not None, "biases or masks as tensors"),
             (case.sink, "attention sinks"),
+            (case.lengths is not None, PACKED),
             (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),
             (case.lse_grad and not self.returns_lse, "gradient of lse"),
         )

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import flash_attention
+from flashverify.adapters.packing import PACKED
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
@@ -68,6 +69,7 @@ class SdpaKernel:
             (case.alibi is not None, "linear biases"),
             (case.bias is not None, "biases or masks as tensors"),
             (case.sink, "attention sinks"),
+            (case.lengths is not None, PACKED),
             ("head-dim-v" in case.features, "head size of v other than that of k"),
             (case.group_size > 1, "grouped heads"),
             (case.lse_grad, "gradient of lse"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
+from flashverify.adapters.packing import PACKED, run_packed
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_slope_tensor, causal_offset, first_offset, limited
 from flashverify.cases.tensors import Inputs, Outputs
@@ -41,6 +44,7 @@ class TritonKernel:
         self.precision = precision
         self._package: ModuleType = importlib.import_module(package)
         self.sources: Path | None = None if self._package.__file__ is None else Path(self._package.__file__).parent
+        self._varlen: Callable[..., Any] | None = getattr(self._package, "flash_attn_varlen_func", None)
         self._tables: ModuleType = importlib.import_module(f"{package}.tiles")
         self._operators: ModuleType = importlib.import_module(f"{package}.ops")
         self._validation: ModuleType = importlib.import_module(f"{package}.validation")
@@ -49,6 +53,8 @@ class TritonKernel:
         """Scales beyond the accumulator's format, head sizes without shared memory, and dtypes that a precision is not of."""
         if self.precision != "ieee" and case.dtype not in ("fp32", "fp64"):
             return f"{self.precision} is a precision of float32 products"
+        if case.lengths is not None and self._varlen is None:
+            return PACKED
         largest = max(case.head_dim, case.value_dim)
         refusal: str | None = self._tables.unavailable(self.device, TORCH_DTYPES[case.dtype], largest)
         if refusal is not None:
@@ -90,6 +96,18 @@ class TritonKernel:
         slopes = self._slopes(case)
         if slopes is not None and case.alibi == "heads" and case.batch:
             slopes = slopes[0]
+        sides = tuple(-1 if side is None else side for side in (case.window_left, case.window_right))
+        options = {
+            "softmax_scale": case.scale,
+            "causal": case.mask == "causal",
+            "softcap": case.softcap or 0.0,
+            "alibi_slopes": slopes,
+            "window_size": sides,
+            "input_precision": self.precision,
+        }
+        if case.lengths is not None:
+            assert self._varlen is not None
+            return run_packed(self._varlen, case, inputs, **options)
 
         def through_function(
             q: torch.Tensor,
@@ -100,15 +118,10 @@ class TritonKernel:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             out, lse, _ = self._package.flash_attn_func(
                 *(x.transpose(1, 2) for x in (q, k, v)),
-                softmax_scale=case.scale,
-                causal=case.mask == "causal",
-                softcap=case.softcap or 0.0,
-                alibi_slopes=slopes,
-                window_size=tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
                 return_attn_probs=True,
                 attn_bias=bias,
                 learnable_sink=None if sink is None else sink.flatten(),
-                input_precision=self.precision,
+                **options,
             )
             return out.transpose(1, 2), lse
 
@@ -128,8 +141,8 @@ class TritonKernel:
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
 
     def unrounded(self, case: AttentionCase, inputs: Inputs) -> Outputs | None:
-        """Outputs in float32, before the final rounding; None for dtypes that have none."""
-        if case.dtype not in ("fp16", "bf16"):
+        """Outputs in float32, before the final rounding; None for dtypes that have none, and for packed sequences."""
+        if case.dtype not in ("fp16", "bf16") or case.lengths is not None:
             return None
         tensors = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import zip_longest
 
 from flashverify.cases.case import DTYPES, AttentionCase
-from flashverify.cases.semantics import causal_offset, first_offset
+from flashverify.cases.semantics import sides
 
 ORDER = ("fp64", *(dtype for dtype in DTYPES if dtype != "fp64"))
 
@@ -27,8 +27,8 @@ def spread(cases: Iterable[AttentionCase]) -> tuple[AttentionCase, ...]:
     """
     instances: dict[tuple[object, ...], list[AttentionCase]] = defaultdict(list)
     for case in sorted(cases, key=_work, reverse=True):
-        limits = causal_offset(case) is None, first_offset(case) is None
-        of_scores = case.softcap is None, case.alibi is None, case.bias, case.sink
+        limits = tuple(side is None for side in sides(case))
+        of_scores = case.softcap is None, case.alibi is None, case.bias, case.sink, case.lengths
         instances[case.dtype, case.head_dim, case.value_dim, *limits, *of_scores, case.layout].append(case)
     rounds = zip_longest(*sorted(instances.values(), key=lambda group: (ORDER.index(group[0].dtype), -_work(group[0]))))
     return tuple(case for turn in rounds for case in turn if case is not None)

@@ -20,6 +20,9 @@ ALIBIS = ("heads", "batch")
 BIASES = ("full", "heads", "batch", "hidden", "mask")
 """Tensors that are added to logits, or hide pairs, by what they are broadcast over (`dense_bias.shape`)."""
 
+LENGTHS = ("ragged", "used")
+"""Packed sequences of different lengths: in stretches as long as they are, or in equal ones, used in part (`lengths.py`)."""
+
 MAX_HEAD_DIM = 256
 
 SOFTCAP_RANGE = (2.0**-20, 2.0**40)
@@ -37,7 +40,7 @@ _ID = re.compile(
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
     rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?:_bias-(?P<bias>{_NAME}))?"
-    r"(?P<sink>_sink)?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    rf"(?P<sink>_sink)?(?:_lengths-(?P<lengths>{_NAME}))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
@@ -51,7 +54,7 @@ _OPTIONAL = {"head_dim_v": 1, **dict.fromkeys(_WINDOW, 0)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
-    """One attention problem: shapes, heads, dtype, mask, scale, softcap, biases, layout, input regime and seed.
+    """One attention problem: shapes, heads, dtype, mask, scale, softcap, biases, lengths, layout, input regime and seed.
 
     Tensors are written B,H,N,D throughout the verifier: q and dO are (batch, heads_q, seqlen_q, head_dim), k and v are
     (batch, heads_kv, seqlen_k, head_dim); v and dO have head_dim_v columns, if that is given. Query head h reads key head
@@ -72,6 +75,9 @@ class AttentionCase:
         alibi: linear biases of the logits, one of `ALIBIS`, or None; aligned bottom-right, so not with `causal-topleft`.
         bias: a tensor of biases of the logits, or of pairs that take part, one of `BIASES`, or None.
         sink: whether the softmax of each query head has one more logit, in its denominator alone.
+        lengths: how sequences with lengths of their own are packed, one of `LENGTHS`, or None: all have seqlen_q and seqlen_k.
+            With it these are the largest lengths; tensors are padded, a batch entry's sequence comes first in them
+            (`lengths.lengths`), and its query i stands at key i + its number of keys - its number of queries.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
         seed: seed of the inputs, >= 0.
 
@@ -98,6 +104,7 @@ class AttentionCase:
     alibi: str | None = None
     bias: str | None = None
     sink: bool = False
+    lengths: str | None = None
     lse_grad: bool = False
     seed: int = 0
 
@@ -141,6 +148,20 @@ class AttentionCase:
                 raise ValueError(
                     f"alibi: got {self.alibi!r}, accepted with mask {self.mask} is None: biases are aligned bottom-right"
                 )
+        if self.lengths is not None:
+            if not isinstance(self.lengths, str):
+                raise TypeError(f"lengths: got {self.lengths!r}, accepted are {', '.join(LENGTHS)} and None")
+            if self.lengths not in LENGTHS:
+                raise ValueError(f"lengths: got {self.lengths!r}, accepted are {', '.join(LENGTHS)} and None")
+            for name, refused, why in (
+                ("mask", self.mask == "causal-topleft", "sequences are aligned bottom-right"),
+                ("bias", self.bias is not None, "packed sequences have no bias as a tensor"),
+                ("layout", self.layout != "contiguous", "packed sequences have a layout of their own"),
+            ):
+                if refused:
+                    raise ValueError(
+                        f"lengths: got {self.lengths!r}, accepted with {name} {getattr(self, name)} is None: {why}"
+                    )
         if self.heads_q % self.heads_kv:
             raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
         for name in ("head_dim", "head_dim_v"):
@@ -189,6 +210,8 @@ class AttentionCase:
             parts.append(f"bias-{self.bias}")
         if self.sink:
             parts.append("sink")
+        if self.lengths is not None:
+            parts.append(f"lengths-{self.lengths}")
         if self.lse_grad:
             parts.append("dlse")
         parts.append(f"s{self.seed}")
@@ -207,7 +230,9 @@ class AttentionCase:
             raise ValueError(f"case id: got {reprlib.repr(case_id)}, accepted are ids such as {example}")
         fields: dict[str, str | None] = match.groupdict()
         words = {
-            name: text for name in ("dtype", "mask", "regime", "layout", "alibi", "bias") if (text := fields[name]) is not None
+            name: text
+            for name in ("dtype", "mask", "regime", "layout", "alibi", "bias", "lengths")
+            if (text := fields[name]) is not None
         }
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
         factors = {name: float(text) for name in ("scale", "softcap") if (text := fields[name]) is not None}
@@ -261,6 +286,8 @@ class AttentionCase:
             found.add("mask" if self.bias == "mask" else "bias")
         if self.sink:
             found.add("sink")
+        if self.lengths is not None:
+            found.add("varlen")
         if self.lse_grad:
             found.add("dlse")
         if self.layout != "contiguous":

@@ -87,12 +87,11 @@ def copy(source: Source) -> Values:
 
 
 def _visible_key(source: Source) -> npt.NDArray[np.int64]:
-    """A visible key for each query, (batch, heads_q, seqlen_q): the last one every fourth row; 0 if there is none."""
+    """A visible key for each query, (batch, heads_q, seqlen_q): the last one every fourth row and the last; 0 if none."""
     first, end = source.keys_seen()
     shape = source.q_shape[:3]
     chosen = first + (source.stream("chosen").random(shape) * (end - first)).astype(np.int64)
-    last = (np.arange(source.case.seqlen_q) + source.case.seed) % 4 == 3
-    last |= np.arange(source.case.seqlen_q) == source.case.seqlen_q - 1
+    last = ((np.arange(source.case.seqlen_q) + source.case.seed) % 4 == 3) | source.last_rows()
     latest = np.maximum(end - 1, 0)
     return np.where(last, latest, np.minimum(chosen, latest))
 

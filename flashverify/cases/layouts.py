@@ -33,8 +33,8 @@ def embed(
     """Copy a tensor into a larger buffer of NaN and return the view that holds its values.
 
     Args:
-        tensor: (B, H, N, D), floating point.
-        order: dimensions from the slowest in memory to the fastest.
+        tensor: (B, H, N, D) or of other dimensions, floating point.
+        order: its dimensions from the slowest in memory to the fastest.
         step: stride of the fastest dimension.
         padding: elements left free after each run of the fastest dimension.
         offset: elements by which the data starts later than the guard band before it ends.
@@ -134,6 +134,11 @@ def apply(case: AttentionCase, inputs: Inputs) -> Inputs:
         bias=_place_bias(turn[4], inputs.bias),
         sink=inputs.sink,
     )
+
+
+def memory(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of the storage that a tensor lies in: its values, and what stands around and between them."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def _place_rows(placement: Placement, dlse: torch.Tensor | None) -> torch.Tensor | None:

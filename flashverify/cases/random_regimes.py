@@ -101,7 +101,7 @@ def cancelling_output(source: Source) -> Values:
     centre = round_to(source.normal("centre", (case.batch, case.heads_kv, 1, case.head_dim)), case.dtype)
     values.q = source.by_query_head(centre) + values.q / 128
     values.v = round_to(10 * values.v, case.dtype)
-    first, end = (int(limits[-1]) if limits.size else 0 for limits in source.keys_seen())
+    first, end = _seen_by_last(source)
     if first == end:
         return values
     scale = math.copysign(min(abs(case.softmax_scale), 64.0), case.softmax_scale)
@@ -118,6 +118,14 @@ def cancelling_output(source: Source) -> Values:
         np.put_along_axis(v, np.broadcast_to(heaviest, corrected.shape), corrected, axis=2)
     values.v[:, :, first:end] = v
     return values
+
+
+def _seen_by_last(source: Source) -> tuple[int, int]:
+    """First key that a last row sees, and the one after its last: of the sequence whose last row sees most; (0, 0) if none."""
+    first, end = source.keys_seen()
+    last = np.broadcast_to(source.last_rows(), first.shape)
+    seen = list(zip(first[last].tolist(), end[last].tolist(), strict=True))
+    return max(seen, key=lambda limits: limits[1] - limits[0], default=(0, 0))
 
 
 def tiny(source: Source) -> Values:

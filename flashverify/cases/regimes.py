@@ -15,6 +15,7 @@ import torch
 from flashverify.cases import dense_bias, designed_regimes, random_regimes
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.sampling import Array, Source, Values, round_to, torch_dtype
+from flashverify.cases.semantics import exists
 from flashverify.cases.tensors import Inputs
 
 HIDING_BELOW = -0.43
@@ -37,7 +38,8 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
 
     Returns:
         Contiguous tensors in the case's dtype; dlse and sinks in float32 (float64 for float64 cases). dlse and biases are
-        standard normal, sinks twice that; each is None if the case does not ask for it.
+        standard normal, sinks twice that; each is None if the case does not ask for it. dout and dlse are 0 in rows beyond the
+        length of their sequence.
 
     Raises:
         ValueError: if there is no such regime.
@@ -54,7 +56,7 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
     dlse = None
     if case.lse_grad:
         dlse = tensor(source.normal("dlse", source.q_shape[:3]), wide)
-    return Inputs(
+    inputs = Inputs(
         q=tensor(values.q, case.dtype),
         k=tensor(values.k, case.dtype),
         v=tensor(values.v, case.dtype),
@@ -63,6 +65,18 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
         bias=None if case.bias is None else _bias(case, source).to(device),
         sink=tensor(2.0 * source.normal("sink", (1, case.heads_q, 1)), wide) if case.sink else None,
     )
+    _silence(case, inputs)
+    return inputs
+
+
+def _silence(case: AttentionCase, inputs: Inputs) -> None:
+    """Zero the cotangents of rows beyond the length of their sequence: no function gives such rows."""
+    entries, rows = (torch.arange(size, device=inputs.q.device) for size in (case.batch, case.seqlen_q))
+    real = exists(case, entries[:, None, None], rows)
+    if real is not None:
+        inputs.dout.masked_fill_(~real[:, None], 0.0)
+        if inputs.dlse is not None:
+            inputs.dlse.masked_fill_(~real[:, None, :, 0], 0.0)
 
 
 def _bias(case: AttentionCase, source: Source) -> torch.Tensor:

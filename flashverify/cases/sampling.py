@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.cases.lengths import lengths_of
 from flashverify.cases.semantics import causal_offset, first_offset
 
 Array = npt.NDArray[np.float64]
@@ -142,15 +143,32 @@ class Source:
         return np.repeat(x, self.case.group_size, axis=1)
 
     def keys_seen(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The first key that each query row sees, and the one after its last, (seqlen_q,); equal where it sees none."""
-        rows, keys = np.arange(self.case.seqlen_q), self.case.seqlen_k
-        last, first = causal_offset(self.case), first_offset(self.case)
+        """The first key that each query row sees, and the one after its last, (E, 1, seqlen_q); equal where it sees none.
+
+        E is 1, or the batch where sequences have lengths of their own.
+        """
+        rows = np.arange(self.case.seqlen_q)
+        limits = [self._keys_seen(b, rows) for b in (range(self.case.batch) if self.case.lengths else (0,))]
+        shape = (len(limits), 1, self.case.seqlen_q)
+        first, end = (np.array([pair[side] for pair in limits], np.int64).reshape(shape) for side in (0, 1))
+        return first, end
+
+    def _keys_seen(self, b: int, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        last, first = causal_offset(self.case, b), first_offset(self.case, b)
+        queries, keys = lengths_of(self.case, b)
         end = np.full(rows.shape, keys) if last is None else np.clip(rows + last + 1, 0, keys)
+        end = np.where(rows < queries, end, 0)
         start = np.zeros(rows.shape, np.int64) if first is None else np.clip(rows + first, 0, keys)
         return np.minimum(start, end), end
 
+    def last_rows(self) -> npt.NDArray[np.bool_]:
+        """Which query row is the last one of its sequence, bool, broadcasts against (batch, 1, seqlen_q)."""
+        queries = [lengths_of(self.case, b)[0] for b in (range(self.case.batch) if self.case.lengths else (0,))]
+        last: npt.NDArray[np.bool_] = np.arange(self.case.seqlen_q) == np.array(queries, np.int64)[:, None, None] - 1
+        return last
+
     def span_seen(self) -> tuple[int, int]:
-        """The first key that any query row sees, and the one after the last; all keys if none sees any."""
+        """The first key that any query row sees, and the one after the last, of any sequence; all keys if none sees any."""
         first, end = self.keys_seen()
         seen = first < end
         return (int(first[seen].min()), int(end[seen].max())) if seen.any() else (0, self.case.seqlen_k)

@@ -3,6 +3,8 @@
     X = scale·QKᵀ,   S = cap·tanh(X / cap) with a softcap, else X;   S_ij - slope·|i + seqlen_k - seqlen_q - j| with alibi
     P_ij = exp(S_ij - lse_i) for visible (i, j), else 0,   lse_i = ln sum_j exp(S_ij),   out = P·V
 
+Where sequences have lengths of their own (`lengths.py`), rows and keys beyond them exist in no tensor but the case's padded
+ones: no such row sees a key, no row sees such a key, and seqlen_k - seqlen_q is the difference of the entry's own lengths.
 Visibility, the cap and the bias are each stated once in scalar form (for mpmath and balls) and once vectorised (for float64);
 tests hold them equal. A row that sees no key has out = 0, lse = -inf and zero gradients.
 """
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.lengths import lengths, lengths_of
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +28,28 @@ Number: TypeAlias = Any
 """A number of mpmath's, or a ball."""
 
 
-def _position(case: AttentionCase) -> int:
-    """The key at which query 0 stands: bottom-right alignment, so that the last query stands at the last key; top-left: 0."""
-    return 0 if case.mask == "causal-topleft" else case.seqlen_k - case.seqlen_q
+def _position(case: AttentionCase, batch: int) -> int:
+    """The key at which query 0 of a batch entry stands: bottom-right, the last query at the last key; top-left: 0."""
+    if case.mask == "causal-topleft":
+        return 0
+    queries, keys = lengths_of(case, batch)
+    return keys - queries
+
+
+def _positions(case: AttentionCase, entries: torch.Tensor) -> torch.Tensor | int:
+    """`_position` of each batch entry of a tensor, or one number where all have the same."""
+    if case.lengths is None:
+        return _position(case, 0)
+    queries, keys = _lengths_of(case, entries)
+    return keys - queries
+
+
+def _lengths_of(case: AttentionCase, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of queries and of keys of batch entries, each shaped like them."""
+    import torch
+
+    table = torch.tensor(lengths(case), dtype=torch.int64, device=entries.device).reshape(case.batch, 2)
+    return table[entries, 0], table[entries, 1]
 
 
 def _reaches_all(case: AttentionCase, side: int) -> bool:
@@ -35,49 +57,85 @@ def _reaches_all(case: AttentionCase, side: int) -> bool:
     return side >= case.seqlen_q + case.seqlen_k
 
 
-def causal_offset(case: AttentionCase) -> int | None:
-    """Query i sees no key after i + this offset, by a causal mask or a window; None: there is no such limit."""
-    right = 0 if case.mask != "full" else case.window_right
-    return None if right is None or _reaches_all(case, right) else _position(case) + right
+def sides(case: AttentionCase) -> tuple[int | None, int | None]:
+    """How many keys before and after its own position a query sees at most; None: there is no such limit."""
+    left, right = case.window_left, 0 if case.mask != "full" else case.window_right
+    return (
+        None if left is None or _reaches_all(case, left) else left,
+        None if right is None or _reaches_all(case, right) else right,
+    )
 
 
-def first_offset(case: AttentionCase) -> int | None:
-    """Query i sees no key before i + this offset, by a window; None: there is no such limit."""
-    left = case.window_left
-    return None if left is None or _reaches_all(case, left) else _position(case) - left
+def causal_offset(case: AttentionCase, batch: int = 0) -> int | None:
+    """Query i sees no key after i + this offset, by a causal mask or a window; None: there is no such limit.
+
+    Args:
+        case: the case.
+        batch: the batch entry; without `lengths` all have the same offset.
+    """
+    right = sides(case)[1]
+    return None if right is None else _position(case, batch) + right
+
+
+def first_offset(case: AttentionCase, batch: int = 0) -> int | None:
+    """Query i sees no key before i + this offset, by a window; None: there is no such limit. Arguments of `causal_offset`."""
+    left = sides(case)[0]
+    return None if left is None else _position(case, batch) - left
 
 
 def limited(case: AttentionCase) -> bool:
     """Whether visibility is limited: by a causal mask, or by a window that does not reach every key."""
-    return causal_offset(case) is not None or first_offset(case) is not None
+    return sides(case) != (None, None)
 
 
-def visible(case: AttentionCase, i: int, j: int) -> bool:
-    """Whether query row i sees key column j (scalar form)."""
-    last, first = causal_offset(case), first_offset(case)
-    return (last is None or j <= i + last) and (first is None or j >= i + first)
+def visible(case: AttentionCase, batch: int, i: int, j: int) -> bool:
+    """Whether query row i of a batch entry sees key column j (scalar form)."""
+    queries, keys = lengths_of(case, batch)
+    last, first = causal_offset(case, batch), first_offset(case, batch)
+    return i < queries and j < keys and (last is None or j <= i + last) and (first is None or j >= i + first)
 
 
-def visible_mask(case: AttentionCase, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def visible_mask(case: AttentionCase, entries: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Whether each query row sees each key column (vectorised form).
 
     Args:
         case: the case.
+        entries: integer tensor of batch entries that broadcasts against (R, C): () for one of them, or (E, 1, 1).
         rows: integer tensor (R,) of query rows.
-        columns: integer tensor (C,) of key columns, on the same device.
+        columns: integer tensor (C,) of key columns; all on one device.
 
     Returns:
-        bool tensor (R, C).
+        bool tensor (R, C), or (..., R, C) for entries of other dimensions where they have lengths of their own.
     """
     import torch
 
-    last, first = causal_offset(case), first_offset(case)
-    seen = torch.ones(rows.numel(), columns.numel(), dtype=torch.bool, device=rows.device)
-    if last is not None:
-        seen &= columns[None, :] <= rows[:, None] + last
-    if first is not None:
-        seen &= columns[None, :] >= rows[:, None] + first
+    left, right = sides(case)
+    row = rows[:, None]
+    if case.lengths is None:
+        seen = torch.ones(rows.numel(), columns.numel(), dtype=torch.bool, device=rows.device)
+    else:
+        queries, keys = _lengths_of(case, entries)
+        seen = (row < queries) & (columns < keys)
+    own = row + _positions(case, entries)
+    if right is not None:
+        seen &= columns <= own + right
+    if left is not None:
+        seen &= columns >= own - left
     return seen
+
+
+def exists(case: AttentionCase, entries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+    """Which query rows are rows of their batch entry's sequence, or None: all are.
+
+    Args:
+        case: the case.
+        entries: integer tensor of batch entries that broadcasts against (R, 1).
+        rows: integer tensor (R,) of query rows, on the same device.
+
+    Returns:
+        bool tensor (..., R, 1).
+    """
+    return None if case.lengths is None else rows[:, None] < _lengths_of(case, entries)[0]
 
 
 def key_head(case: AttentionCase, query_head: int) -> int:
@@ -169,14 +227,17 @@ def alibi_scalar(case: AttentionCase, batch: int, head: int, i: int, j: int) -> 
 
     -slope·|distance| from the key at which the query stands. Exact: 24 bits of a slope times a distance below 2^29.
     """
-    return -_alibi_slopes(case.alibi, case.batch, case.heads_q)[batch][head] * abs(i + _position(case) - j)
+    return -_alibi_slopes(case.alibi, case.batch, case.heads_q)[batch][head] * abs(i + _position(case, batch) - j)
 
 
-def alibi_bias(case: AttentionCase, slopes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def alibi_bias(
+    case: AttentionCase, entries: torch.Tensor, slopes: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
     """The biases of query rows and key columns (vectorised form of `alibi_scalar`), exact too.
 
     Args:
         case: the case.
+        entries: integer tensor of the batch entries, which broadcasts against the slopes.
         slopes: float64 tensor of slopes that broadcasts against (R, C): (batch, heads_q, 1, 1), or (R, 1), one a row.
         rows: integer tensor (R,) of query rows.
         columns: integer tensor (C,) of key columns; all on one device.
@@ -184,4 +245,4 @@ def alibi_bias(case: AttentionCase, slopes: torch.Tensor, rows: torch.Tensor, co
     Returns:
         float64 tensor (..., R, C).
     """
-    return -slopes * (rows[:, None] + _position(case) - columns[None, :]).abs()
+    return -slopes * (rows[:, None] + _positions(case, entries) - columns).abs()

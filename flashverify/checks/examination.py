@@ -66,14 +66,14 @@ class Examination:
             KernelDefectError: if it gives something else, or writes into the memory of its inputs, the guard bands included.
         """
         with self.stopwatch.stage("inputs"):
-            before = {name: _memory(tensor).clone() for name, tensor in _named(self.inputs)}
+            before = {name: layouts.memory(tensor).clone() for name, tensor in _named(self.inputs)}
         with self.stopwatch.stage("kernel"):
             outputs = self.kernel.run(self.case, self.inputs)
         with self.stopwatch.stage("inputs"):
-            written = [name for name, tensor in _named(self.inputs) if not torch.equal(_memory(tensor), before[name])]
+            written = [name for name, tensor in _named(self.inputs) if not torch.equal(layouts.memory(tensor), before[name])]
         if written:
             for name, tensor in _named(self.inputs):
-                _memory(tensor).copy_(before[name])  # the next check starts from what was drawn
+                layouts.memory(tensor).copy_(before[name])  # the next check starts from what was drawn
             raise KernelDefectError(f"{written[0]}: the kernel wrote into the memory of its input")
         self._require_form(outputs)
         return outputs
@@ -151,8 +151,3 @@ def _named(inputs: Inputs) -> list[tuple[str, torch.Tensor]]:
     named = [("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("dout", inputs.dout)]
     optional = (("dlse", inputs.dlse), ("bias", inputs.bias), ("sink", inputs.sink))
     return [*named, *((name, tensor) for name, tensor in optional if tensor is not None)]
-
-
-def _memory(tensor: torch.Tensor) -> torch.Tensor:
-    """All bytes of the storage that a tensor lies in: its values, and what stands around and between them."""
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

@@ -130,7 +130,7 @@ def _scored(case: AttentionCase, q: torch.Tensor, k: torch.Tensor, rows: torch.T
 
 def _seen(case: AttentionCase, inputs: Inputs, head: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Which pairs of a query head are seen, bool, (batch, rows, columns), or the last two of them."""
-    seen, bias = visible_mask(case, rows, columns), dense_bias.expanded(case, inputs)
+    seen, bias = visible_mask(case, _entries(case, rows), rows, columns), dense_bias.expanded(case, inputs)
     return seen if bias is None else seen & dense_bias.shown(bias[:, head][:, rows][..., columns])
 
 
@@ -143,7 +143,13 @@ def _biased(
         scored = scored + dense_bias.added(bias[:, head][:, rows][..., columns])
     if case.alibi is None:
         return scored
-    return scored + alibi_bias(case, alibi_slope_tensor(case, scored.device)[:, head, None, None], rows, columns)
+    slopes = alibi_slope_tensor(case, scored.device)[:, head, None, None]
+    return scored + alibi_bias(case, _entries(case, rows), slopes, rows, columns)
+
+
+def _entries(case: AttentionCase, rows: torch.Tensor) -> torch.Tensor:
+    """All batch entries, (batch, 1, 1), on the device of the rows."""
+    return torch.arange(case.batch, device=rows.device)[:, None, None]
 
 
 def _uncertain(case: AttentionCase, contract: Contract, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

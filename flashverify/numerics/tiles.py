@@ -2,7 +2,8 @@
 
 A lane is one key head of one batch entry. The query heads that read it are stacked into rows, so that a tile is a plain
 matrix and a sum over the group of query heads is a sum over rows. A sink is a key of its own behind the others, with zeros for
-k and v, whose bias it is: what holds for keys holds for it. A tile holds at most `tile_elements` scores (or one query
+k and v, whose bias it is: what holds for keys holds for it; rows
+beyond the length of their sequence see none of either. A tile holds at most `tile_elements` scores (or one query
 row of each head of a group where even that is more), so memory is linear in the sequence length. All values are float64.
 Non-finite inputs are replaced by 0 here: what depends on them has no budget, and nothing else may be touched by them.
 """
@@ -17,7 +18,7 @@ from torch.nn.functional import pad
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, visible_mask
+from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, exists, visible_mask
 from flashverify.cases.tensors import Inputs
 
 TILE_ELEMENTS = 2**24
@@ -72,7 +73,7 @@ class Tile:
         place: where it lies.
         q, dout: (c, r, d).
         k, v: (c, n, d).
-        seen: bool (r, n), or (c, r, n) where tensors hide pairs, whether a row sees a key.
+        seen: bool (r, n), or (c, r, n) where tensors hide pairs or lengths are a sequence's own, whether a row sees a key.
         lengths: (r, 1) or (c, r, 1), number of keys that each row sees, the sink among them.
         case: the case.
         product: q·kᵀ, (c, r, n).
@@ -179,12 +180,14 @@ class Lanes:
         q, k = place.take(self.q), self.k[place.lanes]
         rows = torch.arange(place.rows.start, place.rows.stop, device=q.device)
         columns = torch.arange(self.case.seqlen_k, device=q.device)
-        seen = visible_mask(self.case, rows, columns).repeat(place.group, 1)
+        entries, stacked = self._entries(place), rows.repeat(place.group)
+        seen = visible_mask(self.case, entries, stacked, columns)
         biases = self._biases(place, rows, columns)
         if self.bias is not None:
             seen = seen & dense_bias.shown(place.take(self.bias))
         if self.sink is not None:
-            seen = pad(seen, (0, 1), value=True)
+            real = exists(self.case, entries, stacked)
+            seen = pad(seen, (0, 1), value=True) if real is None else torch.cat([seen, real], -1)
             of_sinks = self.sink[place.lanes].repeat_interleave(rows.numel(), 1)[..., None]
             first, *others = biases or [of_sinks.new_zeros(*of_sinks.shape[:2], columns.numel())]
             biases = [torch.cat([first, of_sinks], -1), *(pad(x, (0, 1)) for x in others)]
@@ -214,13 +217,18 @@ class Lanes:
             bias_terms=terms,
         )
 
+    def _entries(self, place: Place) -> torch.Tensor:
+        """The batch entry of each of a tile's lanes, (c, 1, 1)."""
+        lanes = torch.arange(place.lanes.start, place.lanes.stop, device=self.q.device)
+        return (lanes // self.case.heads_kv)[:, None, None]
+
     def _biases(self, place: Place, rows: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor]:
         """What is added to the logits of the keys, one after the other: linear biases, then a tensor's, (c, r, n) each."""
         biases = []
         if self.case.alibi is not None:
             slopes = alibi_slope_tensor(self.case, self.q.device).reshape(-1, self.case.group_size)[place.lanes]
             of_rows = slopes.repeat_interleave(rows.numel(), 1)[..., None]
-            biases.append(alibi_bias(self.case, of_rows, rows.repeat(place.group), columns))
+            biases.append(alibi_bias(self.case, self._entries(place), of_rows, rows.repeat(place.group), columns))
         if self.bias is not None and self.bias.dtype != torch.bool:
             biases.append(dense_bias.added(place.take(self.bias)))
         return biases

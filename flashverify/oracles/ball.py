@@ -305,7 +305,7 @@ def _read(
     """One query head's tensors as exact balls, with zero for keys that no row sees."""
     g = key_head(case, h)
     sees = [
-        [visible(case, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j) for j in range(case.seqlen_k)]
+        [visible(case, b, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j) for j in range(case.seqlen_k)]
         for i in range(case.seqlen_q)
     ]
     unseen = torch.tensor([not any(row[j] for row in sees) for j in range(case.seqlen_k)], dtype=torch.bool)

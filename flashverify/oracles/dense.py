@@ -92,10 +92,17 @@ def _heads(case: AttentionCase, device: torch.device) -> torch.Tensor:
     return torch.tensor([key_head(case, h) for h in range(case.heads_q)], device=device)
 
 
+def _indices(case: AttentionCase, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Batch entries (batch, 1, 1, 1), query rows (seqlen_q,) and key columns (seqlen_k,)."""
+    sizes = (case.batch, case.seqlen_q, case.seqlen_k)
+    entries, rows, columns = (torch.arange(size, device=device) for size in sizes)
+    return entries[:, None, None, None], rows, columns
+
+
 def _visible(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
-    """Visibility of every pair, bool, (batch, heads_q, seqlen_q, seqlen_k) or the last two of them."""
-    rows, columns = (torch.arange(length, device=inputs.q.device) for length in (case.seqlen_q, case.seqlen_k))
-    seen, bias = visible_mask(case, rows, columns), dense_bias.expanded(case, inputs)
+    """Visibility of every pair, bool, broadcasts against (batch, heads_q, seqlen_q, seqlen_k)."""
+    entries, rows, columns = _indices(case, inputs.q.device)
+    seen, bias = visible_mask(case, entries, rows, columns), dense_bias.expanded(case, inputs)
     return seen if bias is None else seen & dense_bias.shown(bias)
 
 
@@ -106,9 +113,9 @@ def _biased(case: AttentionCase, inputs: Inputs, scores: torch.Tensor) -> torch.
         scores = scores + dense_bias.added(bias)
     if case.alibi is None:
         return scores
-    rows, columns = (torch.arange(length, device=scores.device) for length in (case.seqlen_q, case.seqlen_k))
+    entries, rows, columns = _indices(case, scores.device)
     slopes = alibi_slope_tensor(case, scores.device)[..., None, None]
-    return scores + alibi_bias(case, slopes, rows, columns)
+    return scores + alibi_bias(case, entries, slopes, rows, columns)
 
 
 def _group_sum(case: AttentionCase, gradients: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:

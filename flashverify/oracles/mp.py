@@ -48,7 +48,7 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
         out, lse = _zeros(inputs.dout.shape), _zeros(inputs.q.shape[:3])
         for b, h, i in np.ndindex(*lse.shape):
             g = key_head(case, h)
-            keys = [j for j in range(case.seqlen_k) if visible(case, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j)]
+            keys = [j for j in range(case.seqlen_k) if visible(case, b, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j)]
             sink = [] if inputs.sink is None else [mpmath.mpf(inputs.sink[0, h, 0].item())]
             if not keys and not sink:
                 lse[b, h, i] = mpmath.ninf
@@ -86,7 +86,7 @@ def exact_backward(
             g = key_head(case, h)
             delta = mpmath.fdot(dout[b, h, i], out[b, h, i])
             for j in range(case.seqlen_k):
-                if not (visible(case, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j)):
+                if not (visible(case, b, i, j) and dense_bias.shown_scalar(inputs, b, h, i, j)):
                     continue
                 x = scale * mpmath.fdot(q[b, h, i], k[b, g, j])
                 s = capped_scalar(case, x, mpmath.tanh)

@@ -43,9 +43,9 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
         values, wild = _tame(v[b, g])
         stacked_lse = torch.empty_like(stacked_q[:, 0])
         stacked_out = q.new_empty(len(stacked_q), case.value_dim)
-        for rows, visible in _tiles(case, len(members), q.device, tile_elements):
+        for rows, visible in _tiles(case, b, len(members), q.device, tile_elements):
             scores = capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))
-            scores = _biased(case, scores, slopes[b, members], rows)
+            scores = _biased(case, b, scores, slopes[b, members], rows)
             sees, scores = _with_bias(case, bias, b, members, rows, visible, scores)
             scores = torch.where(sees, scores, -torch.inf)
             top = scores.max(dim=1, keepdim=True).values
@@ -90,11 +90,11 @@ def backward(
         cotangents, wild = _tame(stacked_dout)
         stacked_dq = torch.empty_like(stacked_q)
         wild_pairs = torch.zeros_like(dv[b, g])
-        for rows, sees in _tiles(case, len(members), q.device, tile_elements):
+        for rows, sees in _tiles(case, b, len(members), q.device, tile_elements):
             alive = sees & ~torch.isneginf(stacked_lse[rows])
             x = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)
             slope = None if case.softcap is None else cap_slope(case, x)
-            scores = _biased(case, capped(case, x), slopes[b, members], rows)
+            scores = _biased(case, b, capped(case, x), slopes[b, members], rows)
             alive, scores = _with_bias(case, bias, b, members, rows, alive, scores)
             p = scores.sub_(stacked_lse[rows]).exp_()
             p = torch.where(alive, p, 0.0)
@@ -139,10 +139,12 @@ def feature_gradients(
         heads = torch.tensor([key_head(case, h) for h in range(case.heads_q)], device=lse.device)
         q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
         rows, columns = (torch.arange(size, device=lse.device) for size in (case.seqlen_q, case.seqlen_k))
+        entries = torch.arange(case.batch, device=lse.device)[:, None, None, None]
         scores = capped(case, case.softmax_scale * (q @ k.mT))
         if case.alibi is not None:
-            scores = scores + alibi_bias(case, alibi_slope_tensor(case, lse.device)[..., None, None], rows, columns)
-        seen = visible_mask(case, rows, columns) & dense_bias.shown(bias) & ~torch.isneginf(lse)[..., None]
+            slopes = alibi_slope_tensor(case, lse.device)[..., None, None]
+            scores = scores + alibi_bias(case, entries, slopes, rows, columns)
+        seen = visible_mask(case, entries, rows, columns) & dense_bias.shown(bias) & ~torch.isneginf(lse)[..., None]
         p = torch.where(seen, (scores + dense_bias.added(bias) - lse[..., None]).exp(), 0.0)
         gradient = torch.where(seen, p * (inputs.dout.double() @ v.mT + rest[..., None]), 0.0)
         dbias = dense_bias.summed(case, gradient)
@@ -174,23 +176,26 @@ def _groups(case: AttentionCase) -> Iterator[tuple[int, int, list[int]]]:
             yield b, g, [h for h in range(case.heads_q) if key_head(case, h) == g]
 
 
-def _tiles(case: AttentionCase, heads: int, device: torch.device, tile_elements: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Blocks of the stacked rows (head-major), each with its visibility, bool (rows, seqlen_k)."""
-    columns = torch.arange(case.seqlen_k, device=device)
+def _tiles(
+    case: AttentionCase, b: int, heads: int, device: torch.device, tile_elements: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Blocks of the stacked rows (head-major) of a batch entry, each with its visibility, bool (rows, seqlen_k)."""
+    entry, columns = torch.tensor(b, device=device), torch.arange(case.seqlen_k, device=device)
     height = max(1, tile_elements // case.seqlen_k)
     total = heads * case.seqlen_q
     for start in range(0, total, height):
         stop = min(start + height, total)
-        yield slice(start, stop), visible_mask(case, torch.arange(start, stop, device=device) % case.seqlen_q, columns)
+        rows = torch.arange(start, stop, device=device) % case.seqlen_q
+        yield slice(start, stop), visible_mask(case, entry, rows, columns)
 
 
-def _biased(case: AttentionCase, scores: torch.Tensor, slopes: torch.Tensor, rows: slice) -> torch.Tensor:
+def _biased(case: AttentionCase, b: int, scores: torch.Tensor, slopes: torch.Tensor, rows: slice) -> torch.Tensor:
     """A block's capped scores with the biases added, in place; slopes are those of the stacked heads."""
     if case.alibi is None:
         return scores
     stacked = torch.arange(rows.start, rows.stop, device=scores.device)
-    columns = torch.arange(case.seqlen_k, device=scores.device)
-    return scores.add_(alibi_bias(case, slopes[stacked // case.seqlen_q, None], stacked % case.seqlen_q, columns))
+    entry, columns = torch.tensor(b, device=scores.device), torch.arange(case.seqlen_k, device=scores.device)
+    return scores.add_(alibi_bias(case, entry, slopes[stacked // case.seqlen_q, None], stacked % case.seqlen_q, columns))
 
 
 def _with_bias(

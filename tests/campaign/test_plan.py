@@ -7,11 +7,19 @@ from flashverify.campaign.campaign import MOST_WORKERS
 from flashverify.campaign.plan import select, spread
 from flashverify.cases.case import DTYPES, MASKS, AttentionCase
 from flashverify.cases.matrices import matrix
-from flashverify.cases.semantics import causal_offset, first_offset
+from flashverify.cases.semantics import sides
+
+
+def case_of(lengths, **fields):
+    """A case, without the fields that lengths do not go with where there are any."""
+    return AttentionCase(
+        lengths=lengths, **fields | ({"bias": None, "layout": "contiguous", "mask": "full"} if lengths else {})
+    )
+
 
 cases = st.lists(
     st.builds(
-        AttentionCase,
+        case_of,
         dtype=st.sampled_from(list(DTYPES)),
         batch=st.integers(0, 2),
         seqlen_q=st.integers(0, 5),
@@ -23,7 +31,7 @@ cases = st.lists(
         softcap=st.sampled_from([None, 2.0]),
         bias=st.sampled_from([None, "full"]),
         sink=st.booleans(),
-        layout=st.sampled_from(["contiguous", "bnhd"]),
+        lengths=st.sampled_from([None, None, "ragged", "used"]),
         seed=st.integers(0, 3),
     ),
     max_size=30,
@@ -36,8 +44,8 @@ def work(case):
 
 def source(case):
     """What is compiled, but for the dtype."""
-    limits = causal_offset(case) is None, first_offset(case) is None
-    of_scores = case.softcap is None, case.alibi is None, case.bias, case.sink
+    limits = tuple(side is None for side in sides(case))
+    of_scores = case.softcap is None, case.alibi is None, case.bias, case.sink, case.lengths
     return case.head_dim, case.value_dim, *limits, *of_scores, case.layout
 
 

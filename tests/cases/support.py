@@ -29,5 +29,5 @@ def case_of(regime: str, **changes: object) -> AttentionCase:
 def logits(case: AttentionCase, inputs: Inputs) -> torch.Tensor:
     """scale·QKᵀ in float64, -inf where masked: (batch, heads_q, seqlen_q, seqlen_k)."""
     k = inputs.k.double().repeat_interleave(case.group_size, dim=1)
-    mask = visible_mask(case, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+    mask = visible_mask(case, torch.tensor(0), torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
     return (case.softmax_scale * inputs.q.double() @ k.mT).masked_fill(~mask, -math.inf)

@@ -37,7 +37,7 @@ def test_what_a_regime_places_is_within_a_window(regime: str) -> None:
         drawn = draw(case.replace(seed=seed))
         placed = drawn.v != 0 if regime in {"needle", "identity-values"} else drawn.k[..., :1] > 2
         keys = placed.any(dim=3).any(dim=1).any(dim=0).nonzero().flatten()
-        seen = visible_mask(case, torch.arange(20), torch.arange(100)).any(dim=0)
+        seen = visible_mask(case, torch.tensor(0), torch.arange(20), torch.arange(100)).any(dim=0)
         assert keys.numel()
         if regime == "falling-maximum":  # keys that nobody sees may be as large as those that the regime places
             keys = keys[keys >= 75]
@@ -64,7 +64,7 @@ def test_copy_gap(dtype: str, mask: str, scale: float | None) -> None:
     assert seen.any()
     assert (top.values[..., 0] - top.values[..., 1])[seen].min() > 150 * math.log(2)
     # Every fourth row at least reads the last key that it sees.
-    last = visible_mask(case, torch.arange(70), torch.arange(75)).sum(dim=1) - 1
+    last = visible_mask(case, torch.tensor(0), torch.arange(70), torch.arange(75)).sum(dim=1) - 1
     assert ((top.indices[..., 0] == last) | (last < 0)).double().mean() > 0.25
 
 

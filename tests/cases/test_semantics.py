@@ -36,6 +36,9 @@ from flashverify.cases.strategies import cases
 
 PLAIN = AttentionCase(dtype="fp64", seqlen_q=1, seqlen_k=1, head_dim=1)
 
+FIRST = torch.tensor(0)
+"""The first batch entry: all have the same lengths, where there are no others."""
+
 UNIT = 2.0**-53
 
 DIGITS = 50
@@ -45,9 +48,13 @@ DIGITS = 50
 @settings(deadline=None)
 @given(cases(max_elements=2**10))
 def test_scalar_and_vectorised_visibility_agree(case: AttentionCase) -> None:
-    mask = visible_mask(case, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
-    assert mask.shape == (case.seqlen_q, case.seqlen_k)
-    assert mask.tolist() == [[visible(case, i, j) for j in range(case.seqlen_k)] for i in range(case.seqlen_q)]
+    entries = torch.arange(case.batch)
+    mask = visible_mask(case, entries[:, None, None], torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+    assert mask.shape == (*([case.batch] if case.lengths else []), case.seqlen_q, case.seqlen_k)
+    for b in entries:
+        alone = visible_mask(case, b, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+        assert torch.equal(alone, mask[b] if case.lengths else mask)
+        assert alone.tolist() == [[visible(case, int(b), i, j) for j in range(case.seqlen_k)] for i in range(case.seqlen_q)]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_scalar_and_vectorised_visibility_agree(case: AttentionCase) -> None:
 )
 def test_alignment(mask: str, seqlen_q: int, seqlen_k: int, expected: list[list[int]]) -> None:
     case = AttentionCase(dtype="fp32", seqlen_q=seqlen_q, seqlen_k=seqlen_k, head_dim=1, mask=mask)
-    assert visible_mask(case, torch.arange(seqlen_q), torch.arange(seqlen_k)).int().tolist() == expected
+    assert visible_mask(case, FIRST, torch.arange(seqlen_q), torch.arange(seqlen_k)).int().tolist() == expected
 
 
 @pytest.mark.parametrize("mask", ["full", "causal", "causal-topleft"])
@@ -71,7 +78,7 @@ def test_a_side_that_reaches_every_key_is_no_limit(mask: str, side: int) -> None
     plain = AttentionCase(dtype="fp32", seqlen_q=3, seqlen_k=4, head_dim=1, mask=mask)
     case = plain.replace(window_left=side, window_right=side if mask == "full" else None)
     rows, columns = torch.arange(3), torch.arange(4)
-    assert torch.equal(visible_mask(case, rows, columns), visible_mask(plain, rows, columns))
+    assert torch.equal(visible_mask(case, FIRST, rows, columns), visible_mask(plain, FIRST, rows, columns))
     assert limited(case) is limited(plain) is (mask != "full")
     draw(case.replace(regime="copy"))
 
@@ -183,7 +190,8 @@ def test_scalar_and_vectorised_biases_agree_and_are_exact(
     assert slopes.shape == (batch, heads)
     assert slopes.dtype == torch.float64
     assert slopes.tolist() == slopes.float().tolist() == table
-    found = alibi_bias(case, slopes[..., None, None], torch.arange(rows), torch.arange(columns))
+    entries = torch.arange(batch)[:, None, None, None]
+    found = alibi_bias(case, entries, slopes[..., None, None], torch.arange(rows), torch.arange(columns))
     assert found.shape == (batch, heads, rows, columns)
     assert found.dtype == torch.float64
     for (b, h, i, j), value in np.ndenumerate(found.numpy()):
@@ -194,14 +202,13 @@ def test_scalar_and_vectorised_biases_agree_and_are_exact(
 def test_slopes_of_each_row() -> None:
     case = biased("heads", 1, 2, seqlen_q=3, seqlen_k=5)
     rows, columns, slopes = torch.arange(3), torch.arange(5), alibi_slope_tensor(case)[0]
-    stacked = alibi_bias(case, slopes.repeat_interleave(3)[:, None], rows.repeat(2), columns)
-    assert torch.equal(stacked, alibi_bias(case, slopes[:, None, None], rows, columns).flatten(0, 1))
+    stacked = alibi_bias(case, FIRST, slopes.repeat_interleave(3)[:, None], rows.repeat(2), columns)
+    assert torch.equal(stacked, alibi_bias(case, FIRST, slopes[:, None, None], rows, columns).flatten(0, 1))
 
 
 def test_the_last_query_has_no_bias_at_the_last_key() -> None:
-    bias = alibi_bias(
-        biased("heads", 1, 1, seqlen_q=2, seqlen_k=4), torch.ones(1, 1).double(), torch.arange(2), torch.arange(4)
-    )
+    case = biased("heads", 1, 1, seqlen_q=2, seqlen_k=4)
+    bias = alibi_bias(case, FIRST, torch.ones(1, 1).double(), torch.arange(2), torch.arange(4))
     assert bias.tolist() == [[-2, -1, 0, -1], [-3, -2, -1, 0]]
 
 

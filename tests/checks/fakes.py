@@ -34,7 +34,7 @@ def attention(case: AttentionCase, inputs: Inputs) -> Outputs:
     dtype = TORCH_DTYPES[case.dtype]
     q, k, v, dout = (x.double() for x in (inputs.q, inputs.k, inputs.v, inputs.dout))
     k, v = (x.repeat_interleave(case.group_size, dim=1) for x in (k, v))
-    seen = visible_mask(case, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+    seen = visible_mask(case, torch.tensor(0), torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
     scores = (case.softmax_scale * q @ k.mT).masked_fill(~seen, -torch.inf)
     exact_lse = torch.logsumexp(scores, -1)
     out = (torch.where(seen, torch.exp(scores - exact_lse[..., None]), 0.0) @ v).to(dtype)

@@ -54,12 +54,13 @@ def honest(case: AttentionCase, inputs: Inputs, *, bias_factor: float = 1.0, wit
     q, dout = inputs.q.float(), inputs.dout.float()
     k, v = (x.float().repeat_interleave(group, 1) for x in (inputs.k, inputs.v))
     rows, columns = torch.arange(case.seqlen_q), torch.arange(case.seqlen_k)
-    seen, bias = visible_mask(case, rows, columns), dense_bias.expanded(case, inputs)
+    entries = torch.arange(case.batch)[:, None, None, None]
+    seen, bias = visible_mask(case, entries, rows, columns), dense_bias.expanded(case, inputs)
     x = q @ k.mT * case.softmax_scale
     tanh = None if case.softcap is None else torch.tanh(x / case.softcap)
     s = x if tanh is None else case.softcap * tanh
     if case.alibi is not None:
-        s = s + alibi_bias(case, alibi_slope_tensor(case)[..., None, None], rows, columns).float()
+        s = s + alibi_bias(case, entries, alibi_slope_tensor(case)[..., None, None], rows, columns).float()
     if bias is not None:
         seen, s = seen & dense_bias.shown(bias), s + bias_factor * dense_bias.added(bias).float()
     s = s.masked_fill(~seen, -torch.inf)
@@ -212,7 +213,7 @@ def test_nothing_is_allowed_where_nothing_is_seen(dtype: str, sink: bool) -> Non
         dtype=dtype, heads_q=2, seqlen_q=9, seqlen_k=12, head_dim=8, mask="causal", bias="hidden", sink=sink, lse_grad=True
     )
     it = judged(case)
-    seen = visible_mask(case, torch.arange(9), torch.arange(12)) & dense_bias.shown(it.inputs.bias)
+    seen = visible_mask(case, torch.tensor(0), torch.arange(9), torch.arange(12)) & dense_bias.shown(it.inputs.bias)
     hidden = ~seen
     assert hidden[:, :, 0].all()
     assert it.budget.dbias is not None

@@ -26,7 +26,7 @@ def by_definition(case, inputs, lse):
             q, dout = inputs.q[b, h], inputs.dout[b, h].abs()
             k, v = inputs.k[b, h // case.group_size], inputs.v[b, h // case.group_size].abs()
             for i in range(case.seqlen_q):
-                keys = [j for j in range(case.seqlen_k) if visible(case, i, j)]
+                keys = [j for j in range(case.seqlen_k) if visible(case, b, i, j)]
                 p = {j: float(torch.exp(case.softmax_scale * (q[i] @ k[j]) - lse[b, h, i])) for j in keys}
                 a = {j: scale * float(q[i].abs() @ k[j].abs()) for j in keys}
                 row = sum(p[j] * a[j] for j in keys)

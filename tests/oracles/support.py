@@ -10,7 +10,7 @@ import torch
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import DTYPES, AttentionCase
-from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, visible
+from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, exists, visible
 from flashverify.cases.tensors import Inputs, Outputs, has_gradients
 from flashverify.numerics.formats import FP64
 
@@ -93,6 +93,15 @@ PROBLEMS = [
     problem(4, 0, 3, bias="full", sink=True, heads_q=2, lse_grad=True),
     problem(0, 4, 3, bias="heads", sink=True, lse_grad=True),
     problem(4, 4, 3, bias="mask", sink=True, batch=0),
+    problem(5, 5, 4, lengths="ragged", batch=4, lse_grad=True),
+    problem(4, 7, 3, "causal", lengths="used", batch=8, heads_q=2, dtype="bf16", lse_grad=True),
+    problem(7, 4, 3, window_left=2, window_right=1, lengths="ragged", batch=6, softcap=1.5, seed=1, lse_grad=True),
+    problem(
+        6, 5, 3, "causal", lengths="ragged", batch=5, alibi="batch", sink=True, heads_q=4, heads_kv=2, seed=2, lse_grad=True
+    ),
+    problem(5, 6, 3, alibi="heads", lengths="used", batch=8, softcap=30.0, window_left=3, scale=-0.7, seed=3, dtype="fp16"),
+    problem(4, 0, 3, lengths="ragged", batch=4, sink=True, lse_grad=True),
+    problem(1, 1, 3, lengths="used", batch=0),
 ]
 """Small problems that between them use every feature, and every size that is zero or one."""
 
@@ -111,6 +120,9 @@ def draw(example: Problem) -> Inputs:
         k[:, :, 1::2], v[:, :, 1::2] = k[:, :, ::2], -v[:, :, ::2]
     elif example.kind == "offset-values":
         v = 1000 + v
+    if case.lengths is not None:
+        real = exists(case, torch.arange(case.batch)[:, None, None], torch.arange(case.seqlen_q)).numpy()[:, None]
+        dout, dlse = dout * real, dlse * real[..., 0]
     dtype = getattr(torch, DTYPES[case.dtype])
     wide = torch.float64 if case.dtype == "fp64" else torch.float32
     q, k, v, dout = (torch.from_numpy(x).to(dtype) for x in (q * example.stretch, k, v, dout))
@@ -158,15 +170,17 @@ class _Terms:
         group = case.heads_q // case.heads_kv
         q, dout = inputs.q.double(), inputs.dout.double()
         k, v = inputs.k.double().repeat_interleave(group, 1), inputs.v.double().repeat_interleave(group, 1)
-        table = [[visible(case, i, j) for j in range(case.seqlen_k)] for i in range(case.seqlen_q)]
-        sees = torch.tensor(table, dtype=torch.bool).reshape(case.seqlen_q, case.seqlen_k)
+        sizes = (case.batch, 1, case.seqlen_q, case.seqlen_k)
+        table = [visible(case, b, i, j) for b, _, i, j in np.ndindex(sizes)]
+        sees = torch.tensor(table, dtype=torch.bool).reshape(sizes)
         scale = case.softmax_scale
         x = scale * (q @ k.mT)
         bent = s = capped(case, x)
         added = torch.zeros_like(s)
         if case.alibi is not None:
             slopes = alibi_slope_tensor(case)[..., None, None]
-            linear = alibi_bias(case, slopes, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+            entries = torch.arange(case.batch)[:, None, None, None]
+            linear = alibi_bias(case, entries, slopes, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
             s, added = s + linear, added + linear.abs()
         bias = dense_bias.expanded(case, inputs)
         if bias is not None:

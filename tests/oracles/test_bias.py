@@ -137,7 +137,7 @@ def formulas(case, inputs, out, lse):
     rows = (case.batch, case.heads_q, case.seqlen_q)
     of_keys, of_sink = np.full((*rows, case.seqlen_k), mpmath.mpf(0)), np.full((1, case.heads_q, 1), mpmath.mpf(0))
     bias, group = dense_bias.expanded(case, inputs), case.heads_q // case.heads_kv
-    seen = visible_mask(case, torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
+    seen = visible_mask(case, torch.tensor(0), torch.arange(case.seqlen_q), torch.arange(case.seqlen_k))
     slopes = None if case.alibi is None else mp.alibi_scalar
     with mpmath.workdps(mp.DIGITS):
         q, k, v, dout, outs = (mp._exact(x) for x in (inputs.q, inputs.k, inputs.v, inputs.dout, out))

@@ -18,7 +18,11 @@ SINKS_BY_ROW = "inputs.sink.double()[0, heads].repeat(case.seqlen_q, 1)"
 
 DEFECTS = [
     (dense, "key_head(case, h)", "(h % case.heads_kv)"),
-    (dense, "seen, bias = visible_mask(case, rows, columns)", "seen, bias = visible_mask(case, rows, columns - 1)"),
+    (dense, "visible_mask(case, entries, rows, columns)", "visible_mask(case, entries, rows, columns - 1)"),
+    (dense, "visible_mask(case, entries, rows, columns)", "visible_mask(case, entries[:1], rows, columns)"),
+    (dense, "alibi_bias(case, entries, slopes", "alibi_bias(case, entries[-1:], slopes"),
+    (tiled, "visible_mask(case, entry, rows, columns)", "visible_mask(case, 0 * entry, rows, columns)"),
+    (tiled, "alibi_bias(case, entry, ", "alibi_bias(case, 0 * entry, "),
     (dense, "dout @ v.transpose(-2, -1) - delta", "dout @ v.transpose(-2, -1)"),
     (dense, "ds = ds + inputs.dlse", "ds = ds - inputs.dlse"),
     (dense, "dq = case.softmax_scale * (ds", "dq = abs(case.softmax_scale) * (ds"),
@@ -34,8 +38,8 @@ DEFECTS = [
     (dense, "scores = _biased(case, inputs, capped(case, x))", "scores = _biased(case, inputs, x)"),
     (dense, "capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))", "(case.softmax_scale * (q @ k.transpose(-2, -1)))"),
     (dense, "scores + alibi_bias", "scores - alibi_bias"),
-    (dense, "alibi_bias(case, slopes, rows, columns)", f"-slopes * {SIGNED}"),
-    (dense, "alibi_bias(case, slopes, rows, columns)", "-slopes * (rows[:, None] - columns[None, :]).abs()"),
+    (dense, "alibi_bias(case, entries, slopes, rows, columns)", f"-slopes * {SIGNED}"),
+    (dense, "alibi_bias(case, entries, slopes, rows, columns)", "-slopes * (rows[:, None] - columns[None, :]).abs()"),
     (dense, "alibi_slope_tensor(case, scores.device)", "alibi_slope_tensor(case, scores.device)[:, _heads(case, None)]"),
     (dense, "alibi_slope_tensor(case, scores.device)", "alibi_slope_tensor(case, scores.device)[:1]"),
     (dense, "scores = _biased(case, inputs, capped(case, x))", "scores = capped(case, _biased(case, inputs, x))"),
@@ -48,7 +52,7 @@ DEFECTS = [
     (dense, "cap_slope(case, x)", "cap_slope(case, _biased(case, inputs, x))"),
     (dense, "lse = inputs.dout.double(), out.double()", "lse = inputs.dout.double(), out.double() * 1.0000000001"),
     (tiled, "key_head(case, h) == g", "h % case.heads_kv == g"),
-    (tiled, "% case.seqlen_q, columns", ", columns"),
+    (tiled, "device=device) % case.seqlen_q", "device=device)"),
     (tiled, ".sub_(stacked_delta[rows])", ""),
     (tiled, ".add_(stacked_dlse[rows])", ""),
     (tiled, "dk[b, g] *= case.softmax_scale", "pass"),
@@ -58,22 +62,26 @@ DEFECTS = [
     (tiled, "(top + length.log())", "(top + length.float().log())"),
     (tiled, "ds.mul_(slope)", "pass"),
     (tiled, "cap_slope(case, x)", "cap_slope(case, x).float()"),
-    (tiled, "scores = _biased(case, capped(case, x), ", "scores = _biased(case, x.clone(), "),
+    (tiled, "scores = _biased(case, b, capped(case, x), ", "scores = _biased(case, b, x.clone(), "),
     (tiled, "scores.add_(alibi_bias", "scores.sub_(alibi_bias"),
-    (tiled, f"alibi_bias(case, {STACKED}, columns)", f"-{SLOPES} * {SIGNED.replace('rows', '(stacked % case.seqlen_q)')}"),
     (
         tiled,
-        f"alibi_bias(case, {STACKED}, columns)",
+        f"alibi_bias(case, entry, {STACKED}, columns)",
+        f"-{SLOPES} * {SIGNED.replace('rows', '(stacked % case.seqlen_q)')}",
+    ),
+    (
+        tiled,
+        f"alibi_bias(case, entry, {STACKED}, columns)",
         f"-{SLOPES} * ((stacked % case.seqlen_q)[:, None] - columns[None, :]).abs()",
     ),
     (tiled, "slopes[b, members]", "slopes[b, [g] * len(members)]"),
     (tiled, "slopes[b, members]", "slopes[0, members]"),
-    (tiled, f"alibi_bias(case, {STACKED}, columns)", f"alibi_bias(case, {SLOPES}, stacked, columns)"),
-    (tiled, "scores = _biased(case, capped(case, x), slopes[b, members], rows)", "scores = capped(case, x)"),
+    (tiled, f"alibi_bias(case, entry, {STACKED}, columns)", f"alibi_bias(case, entry, {SLOPES}, stacked, columns)"),
+    (tiled, "scores = _biased(case, b, capped(case, x), slopes[b, members], rows)", "scores = capped(case, x)"),
     (
         tiled,
-        "scores = _biased(case, capped(case, x), slopes[b, members], rows)",
-        "scores = capped(case, _biased(case, x, slopes[b, members], rows))",
+        "scores = _biased(case, b, capped(case, x), slopes[b, members], rows)",
+        "scores = capped(case, _biased(case, b, x, slopes[b, members], rows))",
     ),
     (dense, "scores + dense_bias.added(bias)", "scores + 0.5 * dense_bias.added(bias)"),
     (dense, "scores + dense_bias.added(bias)", "scores"),
@@ -86,19 +94,19 @@ DEFECTS = [
     (tiled, "scores.add_(dense_bias.added(block))", "scores"),
     (
         tiled,
-        "scores = _biased(case, capped(case, x), slopes[b, members], rows)\n"
+        "scores = _biased(case, b, capped(case, x), slopes[b, members], rows)\n"
         "            alive, scores = _with_bias(case, bias, b, members, rows, alive, scores)",
         "alive, scores = _with_bias(case, bias, b, members, rows, alive, x.clone())\n"
-        "            scores = _biased(case, capped(case, scores), slopes[b, members], rows)",
+        "            scores = _biased(case, b, capped(case, scores), slopes[b, members], rows)",
     ),
     (
         tiled,
         "scores = capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))\n"
-        "            scores = _biased(case, scores, slopes[b, members], rows)\n"
+        "            scores = _biased(case, b, scores, slopes[b, members], rows)\n"
         "            sees, scores = _with_bias(case, bias, b, members, rows, visible, scores)",
         "scores = (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale)\n"
         "            sees, scores = _with_bias(case, bias, b, members, rows, visible, scores)\n"
-        "            scores = _biased(case, capped(case, scores), slopes[b, members], rows)",
+        "            scores = _biased(case, b, capped(case, scores), slopes[b, members], rows)",
     ),
     (tiled, "sees & dense_bias.shown(block)", "sees & ~dense_bias.shown(block)"),
     (tiled, "sees & dense_bias.shown(block)", "sees"),
@@ -114,7 +122,11 @@ DEFECTS = [
     (tiled, "scores = capped(case, case.softmax_scale * (q @ k.mT))", "scores = case.softmax_scale * (q @ k.mT)"),
     (tiled, "(scores + dense_bias.added(bias) - lse[..., None])", "(scores - lse[..., None])"),
     (tiled, "(inputs.dout.double() @ v.mT + rest[..., None])", "(inputs.dout.double() @ v.mT)"),
-    (tiled, "visible_mask(case, rows, columns) & dense_bias.shown(bias)", "visible_mask(case, rows, columns)"),
+    (
+        tiled,
+        "visible_mask(case, entries, rows, columns) & dense_bias.shown(bias)",
+        "visible_mask(case, entries, rows, columns)",
+    ),
     (tiled, "dense_bias.summed(case, gradient)", "0.5 * dense_bias.summed(case, gradient)"),
     (
         tiled,

@@ -92,7 +92,7 @@ def poisoned(example, name: str, index: tuple[int, ...], value: float):
 def depends(example, name: str, row: int) -> dict[str, torch.Tensor]:
     """For a poisoned row of one input: which rows of each output depend on it, by brute force over visible pairs."""
     case = example.case
-    pairs = [(i, j) for i in range(case.seqlen_q) for j in range(case.seqlen_k) if visible(case, i, j)]
+    pairs = [(i, j) for i in range(case.seqlen_q) for j in range(case.seqlen_k) if visible(case, 0, i, j)]
     queries = {i for i, j in pairs if row == (j if name in ("k", "v") else i)}
     keys = {j for i, j in pairs if i in queries}
     touched = {"out": queries, "lse": queries, "dq": queries, "dk": keys, "dv": keys}
