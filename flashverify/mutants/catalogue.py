@@ -7,6 +7,7 @@ import torch
 from flashverify.adapters.triton import TritonKernel
 from flashverify.mutants.features import FEATURES
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
+from flashverify.mutants.packed import PACKED
 from flashverify.mutants.rounding import ROUNDING
 
 _ALL = (
@@ -92,7 +93,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *ROUNDING)}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *ROUNDING)}
 """Every mutant by name."""
 
 

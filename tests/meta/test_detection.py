@@ -50,6 +50,22 @@ SEEN_BY = {
 }
 """Mutant -> case, the tensor with the largest excess, and the checks that fail."""
 
+RAGGED = "fp32_b5_h1x1_n20x24_d16_full_normal_contiguous_lengths-ragged_s0"
+USED = "fp32_b5_h1x1_n20x33_d16_full_normal_contiguous_lengths-used_s0"
+ALIGNED = "bf16_b6_h2x1_n20x33_d16_causal_normal_contiguous_alibi-batch_lengths-used_s0"
+
+PACKED_SEEN_BY = {
+    "packed-key-of-the-neighbour": (RAGGED, "out (forward)"),
+    "packed-queries-of-the-neighbour": (RAGGED, "dk (modular)"),
+    "packed-top-left": (ALIGNED, "out (forward)"),
+    "packed-aligned-by-the-stretch": (ALIGNED, "dq (modular)"),
+    "packed-used-rows-ignored": (USED, "out: got nan in a row of no sequence"),
+    "packed-gradient-of-unused-keys-left": (USED, "dk: got "),
+    "packed-last-block-lost": (RAGGED, "lse (forward)"),
+    "packed-slopes-of-the-first": (ALIGNED, "dk (modular)"),
+}
+"""Defect of packed sequences -> case, and how the reason begins; accuracy and function fail."""
+
 TIERS = ("accuracy", "sharp", "distribution")
 
 ROUNDED = "bf16_b1_h1x1_n128x144_d64_full_normal_contiguous_s0"
@@ -76,11 +92,14 @@ def examine(kernel_name, case_id, device):
 
 
 def test_every_mutant_is_expected_to_be_seen():
-    assert SEEN_BY.keys() | ROUNDING_SEEN_BY.keys() == MUTANTS.keys()
-    assert not SEEN_BY.keys() & ROUNDING_SEEN_BY.keys()
+    expected = [*SEEN_BY, *PACKED_SEEN_BY, *ROUNDING_SEEN_BY]
+    assert set(expected) == MUTANTS.keys()
+    assert len(expected) == len(MUTANTS)
 
 
-@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, ALIBI, VALUES, BIAS, MASK])
+@pytest.mark.parametrize(
+    "case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, ALIBI, VALUES, BIAS, MASK, RAGGED, USED, ALIGNED]
+)
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
@@ -96,6 +115,16 @@ def test_a_planted_defect_is_seen(name, device):
     failed = [m for result in record.results for m in result.measurements if m.violations]
     assert tensor in {m.tensor for m in failed}
     assert record.reason.startswith(f"{tensor} (")
+
+
+@pytest.mark.parametrize("name", PACKED_SEEN_BY)
+def test_a_defect_of_packed_sequences_is_seen(name, device):
+    """Some of them by what they leave in rows of no sequence, which no budget is asked for."""
+    case_id, reason = PACKED_SEEN_BY[name]
+    record = examine(f"mutant:{name}", case_id, device)
+    assert record.verdict is Verdict.FAIL
+    assert {result.check for result in record.results if result.verdict is Verdict.FAIL} >= {"accuracy", "function"}
+    assert record.reason.startswith(reason)
 
 
 @pytest.mark.parametrize("case_id", [ROUNDED, SMALL])
