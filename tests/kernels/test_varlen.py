@@ -125,6 +125,23 @@ def test_unused_rows_reach_nothing(garbage: float, device: torch.device) -> None
     assert not any(found[name][:, keys].any() for name in ("dk", "dv"))
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # NumPy's, of a row's maximum, in the interpreter
+@pytest.mark.parametrize("sequence", [0, 2])
+def test_a_sequence_of_nan_reaches_no_other_rows(sequence: int, device: torch.device) -> None:
+    """Neither those of its neighbours, whose bits stay, nor the unused ones of its own stretch, which share its tiles."""
+    inputs, stated = draw_packed(USED, device, heads=(1, 1), dlse=True), USED.stated(device)
+    expected = run_packed(inputs, stated, tiles=TILES)
+    of_q, of_k = USED.slices()[sequence]
+    for x, rows in ((inputs.q, of_q), (inputs.dout, of_q), (inputs.k, of_k), (inputs.v, of_k)):
+        x[rows] = math.nan
+    found = run_packed(inputs, stated, tiles=TILES)
+    for name, x in found.items():
+        rows = of_k if name in ("dk", "dv") else of_q
+        assert x[:, rows].isnan().all()
+        x[:, rows] = expected[name][:, rows]
+    assert not differing(found, expected)
+
+
 def _views_of_one(x: Inputs) -> tuple[torch.Tensor, ...]:
     """Slices of one (rows, 4, H, D) tensor."""
     return torch.stack((x.q, x.k, x.v, x.dout), 1).unbind(1)
