@@ -1,7 +1,7 @@
 """Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
 
 smoke     about 200 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
-standard  about 1,700 cases with lengths up to 4096: every regime under every mask in every dtype, every pair of features, and
+standard  about 1,800 cases with lengths up to 4096: every regime under every mask in every dtype, every pair of features, and
           each entry of a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
 full      standard, and a few cases of up to 65,536 queries and keys.
 """
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from itertools import chain, product
 from typing import Any
 
-from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, AttentionCase
+from flashverify.cases.case import ALIBIS, BIASES, DTYPES, LENGTHS, MASKS, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
+from flashverify.cases.packed_matrices import smoke_packed, standard_packed
 from flashverify.cases.pairwise import covering
 from flashverify.cases.regimes import REGIMES
 
@@ -324,7 +325,8 @@ PAIRED: dict[str, tuple[object, ...]] = {
     "heads": ((1, 1), (4, 2), (3, 1)),
     "scale": (None, -1.0, 0.0),
     "layout": ("contiguous", "bnhd", "padded"),
-    "lengths": ((33, 33), (17, 40), (40, 20)),
+    "sizes": ((33, 33), (17, 40), (40, 20)),
+    "lengths": (None, *LENGTHS),
     "softcap": (None, 2.0),
     "sink": (False, True),
     "head_dim_v": (None, 24),
@@ -337,16 +339,19 @@ def pairs_of_features() -> Iterator[AttentionCase]:
     """Every pair of two features' values, in cases so small that balls enclose the truth of each."""
 
     def is_possible(settings: dict[str, object]) -> bool:
-        return settings.get("view") != "causal-topleft" or settings.get("alibi") is None
+        topleft = settings.get("view") == "causal-topleft"
+        if settings.get("lengths") is None:
+            return not topleft or settings.get("alibi") is None
+        return not topleft and settings.get("bias") is None and settings.get("layout", "contiguous") == "contiguous"
 
     for index, chosen in enumerate(covering(PAIRED, is_possible)):
-        view, heads, lengths = (chosen.pop(name) for name in ("view", "heads", "lengths"))
+        view, heads, sizes = (chosen.pop(name) for name in ("view", "heads", "sizes"))
         yield AttentionCase(
-            batch=2,
+            batch=2 if chosen["lengths"] is None else 4,
             heads_q=heads[0],  # type: ignore[index]
             heads_kv=heads[1],  # type: ignore[index]
-            seqlen_q=lengths[0],  # type: ignore[index]
-            seqlen_k=lengths[1],  # type: ignore[index]
+            seqlen_q=sizes[0],  # type: ignore[index]
+            seqlen_k=sizes[1],  # type: ignore[index]
             head_dim=16,
             mask={"window": "full", "causal-window": "causal"}.get(str(view), str(view)),
             window_left=7 if "window" in str(view) else None,
@@ -552,6 +557,7 @@ _STANDARD = (
     _softcaps,
     _alibi,
     _biases,
+    standard_packed,
     pairs_of_features,
     _decoding,
     _distributions,
@@ -566,6 +572,7 @@ MATRICES: dict[str, tuple[Builder, ...]] = {
         _smoke_softcaps,
         _smoke_alibi,
         _smoke_biases,
+        smoke_packed,
         _smoke_distributions,
     ),
     "standard": _STANDARD,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
+from flashverify.cases.case import ALIBIS, BIASES, DTYPES, LENGTHS, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.matrices import HEAD_DIMS, TILE_EDGES
 from flashverify.cases.regimes import REGIMES
@@ -68,7 +68,7 @@ def cases(
     left = max_elements
     heads_q, heads_kv = draw(st.sampled_from([heads for heads in HEADS if heads[0] <= left]))
     left //= heads_q
-    batch = draw(st.sampled_from([batch for batch in (1, 2, 3, 0) if batch <= left]))
+    batch = draw(st.sampled_from([batch for batch in (1, 2, 3, 0, 5) if batch <= left]))
     left //= max(batch, 1)
     head_dim = draw(_sizes(1, min(MAX_HEAD_DIM, left), HEAD_DIMS))
     head_dim_v = draw(st.one_of(st.none(), _sizes(1, min(MAX_HEAD_DIM, left), HEAD_DIMS)))
@@ -80,6 +80,12 @@ def cases(
     sides = st.one_of(st.none(), st.integers(0, 4), st.integers(0, 2 * longest))
     window_left, window_right = draw(sides), draw(sides)
     alibi = draw(st.sampled_from((None, None, None, *ALIBIS)))
+    layout, bias = draw(st.sampled_from(layouts)), draw(st.sampled_from((None, None, None, *BIASES)))
+    lengths = draw(st.sampled_from((None, None, None, *LENGTHS)))
+    if mask == "causal-topleft":
+        lengths = None
+    if lengths is not None:
+        layout, bias = "contiguous", None
     return AttentionCase(
         dtype=draw(st.sampled_from(dtypes)),
         batch=batch,
@@ -93,12 +99,13 @@ def cases(
         window_left=window_left,
         window_right=window_right if mask == "full" else None,
         regime=draw(st.sampled_from(regimes)),
-        layout=draw(st.sampled_from(layouts)),
+        layout=layout,
         scale=draw(scales),
         softcap=draw(softcaps),
         alibi=None if mask == "causal-topleft" else alibi,
-        bias=draw(st.sampled_from((None, None, None, *BIASES))),
+        bias=bias,
         sink=draw(st.sampled_from((False, False, True))),
+        lengths=lengths,
         lse_grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

@@ -27,6 +27,8 @@ PLAIN = AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64)
 @example(PLAIN.replace(bias="hidden", sink=True, lse_grad=True))
 @example(PLAIN.replace(scale=-1.0, softcap=30.0, alibi="heads", bias="mask", sink=True, lse_grad=True))
 @example(PLAIN.replace(mask="causal-topleft", bias="batch", sink=True))
+@example(PLAIN.replace(alibi="heads", sink=True, lengths="ragged", lse_grad=True))
+@example(PLAIN.replace(lengths="used"))
 def test_id_round_trip(case: AttentionCase) -> None:
     again = AttentionCase.from_id(case.id)
     assert again == case
@@ -61,6 +63,27 @@ def test_ids_tell_biases_and_sinks_apart(bias: str | None, sink: bool, regime: s
     assert AttentionCase.from_id(case.id) == case
     others = [PLAIN.replace(bias=b, sink=s, regime=regime, lse_grad=True) for b in (*BIASES, None) for s in (False, True)]
     assert sum(other.id == case.id for other in others) == 1
+
+
+def test_the_id_of_a_case_with_lengths() -> None:
+    case = PLAIN.replace(batch=4, sink=True, lengths="ragged", lse_grad=True)
+    assert case.id == "bf16_b4_h1x1_n128x130_d64_full_normal_contiguous_sink_lengths-ragged_dlse_s0"
+    assert len({case.id, case.replace(lengths="used").id, case.replace(lengths=None).id}) == 3
+    assert case.features == ("cross-length", "dlse", "sink", "varlen")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mask": "causal-topleft"}, "lengths: got 'used', accepted with mask causal-topleft is None"),
+        ({"bias": "mask"}, "lengths: got 'used', accepted with bias mask is None"),
+        ({"layout": "bnhd"}, "lengths: got 'used', accepted with layout bnhd is None"),
+        ({"lengths": "padded"}, "lengths: got 'padded', accepted are ragged, used and None"),
+    ],
+)
+def test_what_lengths_do_not_go_with(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PLAIN.replace(**{"lengths": "used"} | changes)
 
 
 def test_equal_scales_have_one_id() -> None:
@@ -107,6 +130,12 @@ def test_equal_softcaps_have_one_id() -> None:
         PLAIN.id.replace("_s0", "_dlse_sink_s0"),
         PLAIN.id.replace("_s0", "_sink_sink_s0"),
         PLAIN.id.replace("_s0", "_sink-1_s0"),
+        PLAIN.id.replace("_s0", "_lengths_s0"),
+        PLAIN.id.replace("_s0", "_lengths-padded_s0"),
+        PLAIN.id.replace("_s0", "_lengths-used_sink_s0"),
+        PLAIN.id.replace("_s0", "_dlse_lengths-used_s0"),
+        PLAIN.id.replace("full", "causal-topleft").replace("_s0", "_lengths-used_s0"),
+        PLAIN.id.replace("contiguous", "bnhd").replace("_s0", "_lengths-used_s0"),
         PLAIN.id.replace("_s0", "_s-1"),
         PLAIN.id.replace("d64", "d257"),
         PLAIN.id.replace("bf16", "fp8"),
@@ -126,6 +155,8 @@ def test_other_texts_are_no_ids(text: str) -> None:
         ("dtype", "float16", ValueError),
         ("dtype", ["fp16"], TypeError),
         ("mask", "window", ValueError),
+        ("lengths", 5, TypeError),
+        ("lengths", True, TypeError),
         ("mask", None, TypeError),
         ("batch", -1, ValueError),
         ("batch", True, TypeError),

@@ -6,10 +6,12 @@ from collections import Counter
 
 import pytest
 
-from flashverify.cases.case import BIASES, DTYPES, MASKS, AttentionCase
+from flashverify.cases.case import ALIBIS, BIASES, DTYPES, LENGTHS, MASKS, AttentionCase
 from flashverify.cases.coverage import coverage
 from flashverify.cases.layouts import LAYOUTS
+from flashverify.cases.lengths import lengths
 from flashverify.cases.matrices import MATRICES, matrix, pairs_of_features
+from flashverify.cases.packed_matrices import EDGES, HEAD_DIMS, standard_packed
 from flashverify.cases.regimes import REGIMES
 
 SHARP_DTYPES = ("fp16", "bf16", "fp32")
@@ -31,13 +33,15 @@ FEATURES = {
     "bias",
     "mask",
     "sink",
+    "varlen",
 }
 
 
 def _without_tensors(name: str) -> list[AttentionCase]:
-    """The cases of a matrix without biases as tensors, masks as tensors, and sinks, and but for those that pair features."""
+    """The cases of a matrix without biases and masks as tensors, sinks and lengths, and but for those that pair features."""
     paired = {case.id for case in pairs_of_features()}
-    return [case for case in matrix(name) if case.bias is None and not case.sink and case.id not in paired]
+    without = [case for case in matrix(name) if case.bias is None and not case.sink and case.lengths is None]
+    return [case for case in without if case.id not in paired]
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -67,9 +71,9 @@ def test_every_value_of_every_axis_occurs(name: str) -> None:
 
 def test_smoke_is_small() -> None:
     cases = matrix("smoke")
-    assert 120 <= len(cases) <= 210
-    tiles = [c.batch * c.heads_q * -(-c.seqlen_q // 16) * -(-c.seqlen_k // 16) for c in cases]
-    assert sum(tiles) < 2_750
+    assert 120 <= len(cases) <= 220
+    tiles = [c.heads_q * sum(-(-queries // 16) * -(-keys // 16) for queries, keys in lengths(c)) for c in cases]
+    assert sum(tiles) < 2_900
     longest = [case for case in cases if max(case.seqlen_q, case.seqlen_k) > 65]
     assert {(case.dtype, case.seqlen_q, case.seqlen_k) for case in longest} == {(dtype, 128, 144) for dtype in SHARP_DTYPES}
 
@@ -158,8 +162,8 @@ def test_standard_has_every_bias_in_every_dtype_with_and_without_a_sink() -> Non
 
 def test_standard_is_large_enough_and_bounded() -> None:
     cases = matrix("standard")
-    assert 1_000 <= len(cases) <= 1_760
-    assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 700e6
+    assert 1_000 <= len(cases) <= 1_820
+    assert sum(c.batch * c.heads_q * c.seqlen_q * c.seqlen_k for c in cases) < 720e6
     assert max(max(case.seqlen_q, case.seqlen_k) for case in cases) == 4096
 
 
@@ -177,7 +181,7 @@ def test_standard_covers_the_axes() -> None:
     assert {(4, 2), (6, 2), (8, 1), (3, 3)} <= set(counts["heads"])
     assert len(counts["regime x dtype x mask"]) == len(REGIMES) * len(DTYPES) * len(MASKS)
     assert len(counts["layout x dtype"]) == len(LAYOUTS) * len(DTYPES)
-    some_dtypes = {"_distributions", "_narrow_values", "_biases", "pairs_of_features"}
+    some_dtypes = {"_distributions", "_narrow_values", "_biases", "pairs_of_features", "standard_packed"}
     drawn_in_every_dtype = [builder for builder in MATRICES["standard"] if builder.__name__ not in some_dtypes]
     by_dtype = Counter(
         case.dtype for case in {case.id: case for builder in drawn_in_every_dtype for case in builder()}.values()
@@ -223,6 +227,38 @@ def test_full_contains_standard_and_very_long_cases() -> None:
     assert {case.mask for case in longest} == {"full", "causal"}
     assert {case.dtype for case in longest} == {"fp16", "bf16", "fp32"}
     assert {8192, 16384} <= {case.seqlen_q for case in full}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_both_packings_in_every_dtype_with_every_feature(name: str) -> None:
+    cases = [case for case in matrix(name) if case.lengths is not None]
+    assert {(case.dtype, case.lengths) for case in cases} >= {(dtype, kind) for dtype in DTYPES for kind in LENGTHS}
+    assert {(case.mask, "window" in case.features) for case in cases} == {(m, w) for m in MASKS[:2] for w in (False, True)}
+    for feature in ("gqa", "cross-length", "head-dim-v", "softcap", "alibi", "sink", "dlse"):
+        assert {feature in case.features for case in cases} == {True, False}, feature
+    assert {case.alibi for case in cases} == {None, *ALIBIS}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_packings_have_empty_and_mixed_sequences_first_in_the_middle_and_last(name: str) -> None:
+    cases = [lengths(case) for case in matrix(name) if case.lengths is not None]
+    for side in (0, 1):
+        places = [[pair[side] == 0 for pair in pairs] for pairs in cases]
+        assert any(empty[0] for empty in places)
+        assert any(empty[-1] for empty in places)
+        assert any(True in empty[1:-1] for empty in places)
+    kinds = {(queries > 0, keys > 0) for pairs in cases for queries, keys in pairs}
+    assert kinds == {(False, False), (False, True), (True, False), (True, True)}
+
+
+def test_standard_packs_every_edge_and_head_size_in_every_dtype_and_long_and_many_sequences() -> None:
+    cases = list(standard_packed())
+    assert {(c.dtype, c.seqlen_q, c.seqlen_k) for c in cases} >= {(d, *edge) for d in DTYPES for edge in EDGES}
+    assert {(c.dtype, c.head_dim) for c in cases} >= {(d, size) for d in DTYPES for size in HEAD_DIMS}
+    assert any((2000, 2000) in lengths(case) for case in cases)
+    assert any(case.batch == 300 and case.seqlen_k <= 32 for case in cases)
+    large = {(case.dtype, case.lengths) for case in cases if case.seqlen_q == 512}
+    assert large == {(dtype, kind) for dtype in SHARP_DTYPES for kind in LENGTHS}
 
 
 def test_unknown_matrix() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flashverify.cases import dense_bias
-from flashverify.cases.case import BIASES, AttentionCase
+from flashverify.cases.case import BIASES, LENGTHS, AttentionCase
 from flashverify.cases.matrices import matrix
 from flashverify.cases.regimes import draw
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, visible_mask
@@ -26,7 +26,7 @@ DTYPES = ("fp16", "fp32")
 
 
 def several(dtype: str) -> list[AttentionCase]:
-    """The smoke matrix's cases, and larger ones with every bias, several seeds, caps, linear biases and windows."""
+    """The smoke matrix's cases, and larger ones with every bias, lengths, several seeds, caps, linear biases and windows."""
     plain = AttentionCase(dtype=dtype, batch=2, heads_q=4, heads_kv=2, seqlen_q=40, seqlen_k=70, head_dim=32, lse_grad=True)
     changes = (
         {},
@@ -38,6 +38,11 @@ def several(dtype: str) -> list[AttentionCase]:
         plain.replace(bias=bias, sink=(index + turn) % 2 == 0 or bias is None, seed=index, **change)
         for index, bias in enumerate((*BIASES, None))
         for turn, change in enumerate(changes[index % 2 :: 2])
+    ]
+    more += [
+        plain.replace(batch=6, lengths=kind, sink=index == 1, seed=index, **change)
+        for index, kind in enumerate(LENGTHS)
+        for change in changes
     ]
     return [c for c in matrix("smoke") if c.dtype == dtype and (c.bias is not None or c.sink)] + more
 
