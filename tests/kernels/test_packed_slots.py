@@ -142,7 +142,7 @@ def test_what_is_stated_too_large_is_cut_off(name: str, device: torch.device) ->
 
 def test_the_guard_sees_a_load_and_a_store_outside(device: torch.device) -> None:
     if device.type == "cuda":
-        pytest.skip("the guard is the interpreter's")
+        pytest.skip("needs the interpreter, whose memory is guarded")
     starts, count, seen = int32((0, 5), device), torch.zeros(5, dtype=torch.int32), torch.zeros(25, dtype=torch.int32)
     for given_starts, given_seen in ((starts[:1], seen), (starts, seen[:24])):
         with guarded_memory(), pytest.raises(Exception, match="outside of every tensor"):
