@@ -8,6 +8,7 @@ from flashverify.adapters.triton import TritonKernel
 from flashverify.mutants.decoding import DECODING
 from flashverify.mutants.features import FEATURES
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
+from flashverify.mutants.packed import PACKED
 from flashverify.mutants.rounding import ROUNDING
 
 _ALL = (
@@ -93,7 +94,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *DECODING, *ROUNDING)}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *DECODING, *ROUNDING)}
 """Every mutant by name."""
 
 

@@ -228,15 +228,15 @@ def _flash(
     tiles: Tiles | None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
     """What the three functions share; `names` are what q, k and v are called in messages."""
-    check_tensors(tuple(zip(names, tensors, strict=True)), dims=3)
+    named = tuple(zip(names, tensors, strict=True))
+    check_tensors(named, dims=3)
     device = tensors[0].device
     sequences = check_starts((starts_q, starts_k), device)
     for longest in (longest_q, longest_k):
         check_longest(*longest)
     for used in (used_q, used_k):
         check_used(*used, sequences, device)
-    for name, x in zip(names, tensors, strict=True):
-        check_rows(name, x)
+    check_rows(named)
     for name, flag in (("causal", causal), ("deterministic", deterministic), ("return_attn_probs", return_attn_probs)):
         check_bool(name, flag)
     check_dropout("dropout_p", dropout_p)

@@ -14,6 +14,11 @@ def _packed(starts_q: torch.Tensor, starts_k: torch.Tensor, used_q: torch.Tensor
     return Packed(starts_q.contiguous(), starts_k.contiguous(), *used)
 
 
+def _slopes(alibi: torch.Tensor | None, packed: Packed) -> torch.Tensor | None:
+    """Slopes, or None if there is no sequence: rows are then written by programs that have no slope to read."""
+    return alibi if packed.sequences else None
+
+
 @torch.library.custom_op(f"{NAMESPACE}::packed_attention", mutates_args=())
 def packed_attention(
     q: torch.Tensor,
@@ -37,7 +42,7 @@ def packed_attention(
     tile = tiles_of(q, v, *limits, precision, tiles).forward
     packed = _packed(starts_q, starts_k, used_q, used_k)
     with on_device_of(q):
-        features = {"softcap": softcap, "alibi": alibi, "sink": sink, "packed": packed}
+        features = {"softcap": softcap, "alibi": _slopes(alibi, packed), "sink": sink, "packed": packed}
         return attention_forward(q, k, v, scale, *limits, precision, tile, **features)
 
 
@@ -90,8 +95,9 @@ def packed_backward(
     chosen = tiles_of(q, v, *limits, precision, tiles)
     packed = _packed(starts_q, starts_k, used_q, used_k)
     with on_device_of(q):
-        features = {"softcap": softcap, "alibi": alibi, "sink": sink, "needs_sink_grad": needs_sink_grad, "packed": packed}
+        features = {"softcap": softcap, "alibi": _slopes(alibi, packed), "sink": sink, "packed": packed}
         given = dout, dlse, q, k, v, out, lse, scale, *limits, precision
+        features["needs_sink_grad"] = needs_sink_grad
         dq, dk, dv, _, dsink = attention_backward(*given, chosen.dkdv, chosen.dq, **features)
         return dq, dk, dv, q.new_empty(0) if dsink is None else dsink
 

@@ -84,7 +84,8 @@ def own_query_block(slot, starts_q_ptr, used_q_ptr, starts_k_ptr, used_k_ptr, se
     """What a program of a slot of query rows works on. A stretch's last block comes first: it sees most keys.
 
     Returns:
-        sequence, first row in its stretch, start and rows of the stretch, its queries, start of its keys, its keys.
+        whose slopes it reads (behind the last stretch: the last sequence's), first row in its stretch, start and rows of the
+        stretch, the sequence's queries, start of its keys, its keys.
     """
     sequence = sequence_of(slot, starts_q_ptr, sequences, rows_q, BLOCK)
     start_q, stored_q, seqlen_q = stretch_of(sequence, starts_q_ptr, used_q_ptr, sequences, rows_q)
@@ -92,7 +93,7 @@ def own_query_block(slot, starts_q_ptr, used_q_ptr, starts_k_ptr, used_k_ptr, se
     place = slot - (start_q // BLOCK + sequence)
     blocks = tl.cdiv(stored_q, BLOCK)
     first_row = tl.where(place < blocks, blocks - 1 - place, place) * BLOCK  # a slot too many: beyond the stretch
-    return sequence, first_row, start_q, stored_q, seqlen_q, start_k, seqlen_k
+    return tl.minimum(sequence, sequences - 1), first_row, start_q, stored_q, seqlen_q, start_k, seqlen_k
 
 
 @triton.jit
@@ -100,13 +101,14 @@ def own_key_block(slot, starts_q_ptr, used_q_ptr, starts_k_ptr, used_k_ptr, sequ
     """What a program of a slot of keys works on.
 
     Returns:
-        sequence, first key in its stretch, start of its queries, its queries, start and keys of the stretch, its keys.
+        whose slopes it reads (as for queries), first key in its stretch, start of the sequence's queries, its queries, start
+        and keys of the stretch, the sequence's keys.
     """
     sequence = sequence_of(slot, starts_k_ptr, sequences, rows_k, BLOCK)
     start_q, _stored_q, seqlen_q = stretch_of(sequence, starts_q_ptr, used_q_ptr, sequences, rows_q)
     start_k, stored_k, seqlen_k = stretch_of(sequence, starts_k_ptr, used_k_ptr, sequences, rows_k)
     first_key = (slot - (start_k // BLOCK + sequence)) * BLOCK
-    return sequence, first_key, start_q, seqlen_q, start_k, stored_k, seqlen_k
+    return tl.minimum(sequence, sequences - 1), first_key, start_q, seqlen_q, start_k, stored_k, seqlen_k
 
 
 @triton.jit

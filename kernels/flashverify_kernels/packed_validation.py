@@ -62,8 +62,12 @@ def check_longest(name: str, value: object) -> None:
         raise ValueError(f"{name}: got {value}, accepted are integers of at least 0")
 
 
-def check_rows(name: str, x: torch.Tensor) -> None:
-    """Raise ValueError if a packed tensor has more rows than int32 starts can say."""
+def check_rows(named: tuple[tuple[str, torch.Tensor], ...]) -> None:
+    """Raise ValueError if packed q, k or v has more rows than int32 starts can say, or v another number than k."""
     largest = torch.iinfo(torch.int32).max
-    if x.shape[0] > largest:
-        raise ValueError(f"{name}: got {x.shape[0]} rows, accepted are at most {largest}")
+    for name, x in named:
+        if x.shape[0] > largest:
+            raise ValueError(f"{name}: got {x.shape[0]} rows, accepted are at most {largest}")
+    _, (k_name, k), (v_name, v) = named
+    if v.shape[0] != k.shape[0]:
+        raise ValueError(f"{v_name}: got {v.shape[0]} rows, accepted is {k_name}'s number, {k.shape[0]}")

@@ -12,6 +12,9 @@ GENERATED = {
     "flash_attn_qkvpacked_func": "test_api.py::test_flash_attn_qkvpacked_func",
     "flash_attn_kvpacked_func": "test_api.py::test_flash_attn_kvpacked_func",
     "scaled_dot_product_attention": "test_api.py::test_scaled_dot_product_attention",
+    "flash_attn_varlen_func": "test_api_varlen.py::test_flash_attn_varlen_func",
+    "flash_attn_varlen_qkvpacked_func": "test_api_varlen.py::test_flash_attn_varlen_qkvpacked_func",
+    "flash_attn_varlen_kvpacked_func": "test_api_varlen.py::test_flash_attn_varlen_kvpacked_func",
     "flash_attn_with_kvcache": "test_decode.py::test_float64_is_the_definition",
 }
 """Public functions, each with the test that holds generated calls of it to plain float64 attention."""
@@ -51,6 +54,28 @@ TESTS_OF_THE_CACHE = {
 }
 """The same of the function with a cache; arguments that are not here have the generated calls alone."""
 
+TESTS_OF_PACKED = {
+    **dict.fromkeys(("q", "k", "v"), "test_varlen.py::test_tensors_are_read_where_they_lie"),
+    **dict.fromkeys(("qkv", "kv"), "test_api_varlen.py::test_packed_tensors_are_not_copied"),
+    **dict.fromkeys(
+        ("cu_seqlens_q", "cu_seqlens_k", "cu_seqlens"), "test_varlen.py::test_any_lengths_give_the_bits_of_separate_calls"
+    ),
+    **dict.fromkeys(
+        ("max_seqlen_q", "max_seqlen_k", "max_seqlen"), "test_varlen.py::test_work_and_results_do_not_depend_on_the_longest"
+    ),
+    **dict.fromkeys(("seqused_q", "seqused_k", "seqused"), "test_varlen.py::test_unused_rows_reach_nothing"),
+    **dict.fromkeys(("dropout_p", "block_table"), "test_bad_packed_input.py::test_a_bad_call_is_refused"),
+    **dict.fromkeys(
+        ("softmax_scale", "causal", "window_size", "softcap"),
+        "test_varlen.py::test_every_feature_gives_the_bits_of_separate_calls",
+    ),
+    "alibi_slopes": "test_varlen.py::test_every_dtype_with_everything_at_once",
+    "return_attn_probs": "test_api_varlen.py::test_lse_alone_is_differentiable",
+    "learnable_sink": "test_varlen.py::test_the_gradient_of_sinks_is_summed_over_all_sequences",
+    "tiles": "test_varlen.py::test_heads_columns_and_tiles",
+}
+"""The same of the functions for packed sequences."""
+
 
 def functions() -> dict[str, Callable[..., object]]:
     """The public functions by name."""
@@ -63,7 +88,7 @@ def rows() -> list[tuple[str, str, str, str]]:
     """Function, argument, default, test."""
     found = []
     for name, function in functions().items():
-        tests = TESTS_OF_THE_CACHE if name == "flash_attn_with_kvcache" else TESTS
+        tests = TESTS_OF_PACKED if "varlen" in name else TESTS_OF_THE_CACHE if "kvcache" in name else TESTS
         for argument, parameter in inspect.signature(function).parameters.items():
             default = "" if parameter.default is inspect.Parameter.empty else repr(parameter.default)
             test = tests.get(argument, GENERATED[name])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import flashverify_kernels
 
-from tests.kernels.api_table import GENERATED, TESTS, TESTS_OF_THE_CACHE, page, rows
+from tests.kernels.api_table import GENERATED, TESTS, TESTS_OF_PACKED, TESTS_OF_THE_CACHE, page, rows
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parents[1] / "docs" / "api-table.md"
@@ -29,4 +29,4 @@ def test_tests_exist_and_arguments_do() -> None:
         defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         assert {test.partition("::")[2] for test in named if test.startswith(f"{file}::")} <= defined
     arguments = {argument for _, argument, _, _ in rows()}
-    assert set(TESTS) | set(TESTS_OF_THE_CACHE) <= arguments
+    assert set(TESTS) | set(TESTS_OF_PACKED) | set(TESTS_OF_THE_CACHE) <= arguments

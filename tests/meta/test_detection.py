@@ -67,6 +67,22 @@ REFUSED = {
 }
 """Mutant -> case, and what is said before any number is compared; every check fails then."""
 
+RAGGED = "fp32_b5_h1x1_n20x24_d16_full_normal_contiguous_lengths-ragged_s0"
+USED = "fp32_b5_h1x1_n20x33_d16_full_normal_contiguous_lengths-used_s0"
+ALIGNED = "bf16_b6_h2x1_n20x33_d16_causal_normal_contiguous_alibi-batch_lengths-used_s0"
+
+PACKED_SEEN_BY = {
+    "packed-key-of-the-neighbour": (RAGGED, "out (forward)"),
+    "packed-queries-of-the-neighbour": (RAGGED, "dk (modular)"),
+    "packed-top-left": (ALIGNED, "out (forward)"),
+    "packed-aligned-by-the-stretch": (ALIGNED, "dq (modular)"),
+    "packed-used-rows-ignored": (USED, "out: got nan in a row of no sequence"),
+    "packed-gradient-of-unused-keys-left": (USED, "dk: got "),
+    "packed-last-block-lost": (RAGGED, "lse (forward)"),
+    "packed-slopes-of-the-first": (ALIGNED, "dk (modular)"),
+}
+"""Defect of packed sequences -> case, and how the reason begins; accuracy and function fail."""
+
 TIERS = ("accuracy", "sharp", "distribution")
 
 ROUNDED = "bf16_b1_h1x1_n128x144_d64_full_normal_contiguous_s0"
@@ -93,10 +109,13 @@ def examine(kernel_name, case_id, device):
 
 
 def test_every_mutant_is_expected_to_be_seen():
-    assert sorted((*SEEN_BY, *REFUSED, *ROUNDING_SEEN_BY)) == sorted(MUTANTS)
+    assert sorted((*SEEN_BY, *REFUSED, *PACKED_SEEN_BY, *ROUNDING_SEEN_BY)) == sorted(MUTANTS)
 
 
-@pytest.mark.parametrize("case_id", [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, ALIBI, VALUES, BIAS, MASK, CACHE, PAGES])
+@pytest.mark.parametrize(
+    "case_id",
+    [CAUSAL, TAIL, GROWING, FALLING, WINDOW, SOFTCAP, ALIBI, VALUES, BIAS, MASK, CACHE, PAGES, RAGGED, USED, ALIGNED],
+)
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
@@ -121,6 +140,16 @@ def test_what_a_kernel_may_not_do_at_all_is_seen(name, device):
     assert record.verdict is Verdict.FAIL
     assert record.reason.startswith(words)
     assert {result.check for result in record.results if result.verdict is Verdict.FAIL} == set(all_checks())
+
+
+@pytest.mark.parametrize("name", PACKED_SEEN_BY)
+def test_a_defect_of_packed_sequences_is_seen(name, device):
+    """Some of them by what they leave in rows of no sequence, which no budget is asked for."""
+    case_id, reason = PACKED_SEEN_BY[name]
+    record = examine(f"mutant:{name}", case_id, device)
+    assert record.verdict is Verdict.FAIL
+    assert {result.check for result in record.results if result.verdict is Verdict.FAIL} >= {"accuracy", "function"}
+    assert record.reason.startswith(reason)
 
 
 @pytest.mark.parametrize("case_id", [ROUNDED, SMALL])
