@@ -11,8 +11,9 @@ from flashverify.cases.case import ALIBIS, BIASES, CACHES, DTYPES, MASKS, Attent
 from flashverify.cases.coverage import coverage, tile_head_dim
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.lengths import PACKINGS, lengths
-from flashverify.cases.matrices import MATRICES, matrix, pairs_of_features
+from flashverify.cases.matrices import MATRICES, matrix
 from flashverify.cases.packed_matrices import EDGES, HEAD_DIMS, standard_packed
+from flashverify.cases.paired import pairs_of_features
 from flashverify.cases.regimes import REGIMES
 
 SHARP_DTYPES = ("fp16", "bf16", "fp32")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import combinations, product
 
-from flashverify.cases.matrices import PAIRED, matrix
+from flashverify.cases.matrices import matrix
+from flashverify.cases.paired import PAIRED
 from flashverify.cases.pairwise import covering
 
 FACTORS: dict[str, tuple[object, ...]] = {"a": (1, 2, 3), "b": ("x", "y"), "c": (None, True), "d": (1, 2, 3, 4)}
