@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from flashverify_kernels.ops import NAMESPACE, attention
+from flashverify_kernels.ops_packed import packed_attention
 
 from tests.kernels.cache_support import Inputs, angles
 from tests.kernels.support import draw
@@ -91,9 +92,42 @@ def _cached_attention(device: torch.device) -> Iterator[dict[str, object]]:
         }  # fmt: skip
 
 
+def _packed(device: torch.device) -> Iterator[dict[str, object]]:
+    """Arguments of the forward operator on two sequences, used in whole or in part."""
+    q, k, v, _ = draw((1, 2, 1, 6, 7, 4), torch.float32, device)
+    starts_q, starts_k = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0, 2, 5], [0, 4, 7]))
+    used = torch.tensor([2, 1], dtype=torch.int32, device=device)
+    plain = {
+        "q": q, "k": k, "v": v, "sink": None, "starts_q": starts_q, "starts_k": starts_k, "used_q": None, "used_k": None,
+        "scale": 0.5, "softcap": None, "alibi": None, "last_offset": None, "first_offset": None, "precision": "ieee",
+        "tiles": None,
+    }  # fmt: skip
+    features = {"sink": torch.ones(2, device=device), "alibi": torch.ones(2, 2, device=device), "softcap": 2.0}
+    yield plain
+    yield {**plain, **features, "used_q": used, "used_k": used, "last_offset": 0, "first_offset": -3}
+
+
+def _packed_attention(device: torch.device) -> Iterator[dict[str, object]]:
+    for arguments in _packed(device):
+        for name in ("q", "k", "v", "sink"):
+            if arguments[name] is not None:
+                arguments[name] = arguments[name].detach().requires_grad_()
+        yield arguments
+
+
+def _packed_attention_backward(device: torch.device) -> Iterator[dict[str, object]]:
+    for arguments in _packed(device):
+        out, lse = packed_attention(**arguments)
+        for dlse in (None, torch.ones_like(lse)):
+            given = {"out": out, "lse": lse, "dout": torch.ones_like(out), "dlse": dlse}
+            yield {**arguments, **given, "needs_sink_grad": arguments["sink"] is not None}
+
+
 OPERATORS: dict[str, Callable[[torch.device], Iterator[dict[str, object]]]] = {
     "attention": _attention,
     "attention_backward": _attention_backward,
+    "packed_attention": _packed_attention,
+    "packed_attention_backward": _packed_attention_backward,
     "append_to_cache": _append_to_cache,
     "cached_attention": _cached_attention,
 }

@@ -1,41 +1,13 @@
-"""The operators of packed sequences: schemas, fakes and torch.compile."""
+"""Functions for packed sequences under torch.compile; their operators are in `test_opcheck.py`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from flashverify_kernels import flash_attn_varlen_func, flash_attn_varlen_qkvpacked_func
-from flashverify_kernels.ops_packed import packed_attention, packed_backward
 
-from tests.kernels.packed_support import Places, draw_packed, starts_of
+from tests.kernels.packed_support import draw_packed, starts_of
 from tests.kernels.support import differing
-
-PLACES = Places((3, 2), (2, 4), (3, 1), (2, 4))
-
-
-def tensors(device: torch.device, value_dim: int = 4) -> list[torch.Tensor]:
-    """q, k, v and dout as the operators take them, and a sink."""
-    x = draw_packed(PLACES, device, columns=(4, value_dim))
-    return [*(y[None].transpose(1, 2) for y in (x.q, x.k, x.v, x.dout)), torch.zeros(2, device=device)]
-
-
-@pytest.mark.parametrize("used", [False, True])
-def test_opcheck_of_the_forward_operator(used: bool, device: torch.device) -> None:
-    q, k, v, _, sink = (x.detach().requires_grad_() for x in tensors(device, 6))
-    stated = PLACES.stated(device)[: 4 if used else 2] + (() if used else (None, None))
-    slopes = torch.ones(2, 2, device=device) if used else None
-    torch.library.opcheck(packed_attention, (q, k, v, sink if used else None, *stated, 0.5, 2.0, slopes, 0, -3, "ieee", None))
-
-
-@pytest.mark.parametrize("used", [False, True])
-def test_opcheck_of_the_backward_operator(used: bool, device: torch.device) -> None:
-    q, k, v, dout, sink = tensors(device, 6)
-    stated = PLACES.stated(device)[: 4 if used else 2] + (() if used else (None, None))
-    given = sink if used else None
-    out, lse = packed_attention(q, k, v, given, *stated, 0.5, None, None, 0, None, "ieee", None)
-    dlse = torch.ones_like(lse) if used else None
-    arguments = dout, dlse, q, k, v, given, out, lse, *stated, None, 0.5, None, 0, None, "ieee", used, None
-    torch.library.opcheck(packed_backward, arguments)
 
 
 def _apart(q: torch.Tensor, starts: torch.Tensor, used: torch.Tensor) -> tuple[torch.Tensor, ...]:
