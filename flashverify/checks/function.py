@@ -79,10 +79,6 @@ def _enclosure(examination: Examination, reference: Reference) -> tuple[Outputs,
     with examination.stopwatch.stage("inputs"):
         inputs = examination.inputs.to("cpu")
     with examination.stopwatch.stage("oracle"):
-        if examination.case.forward_only:
-            out, lse = ball.forward(examination.case, inputs)
-            mid, radius = Outputs(out.mid, lse.mid), Outputs(out.radius, lse.radius)
-            return _moved(mid, examination), _moved(radius, examination)
         enclosure = ball.attention(examination.case, inputs)
         return _moved(enclosure.mid, examination), _moved(enclosure.radius, examination)
 

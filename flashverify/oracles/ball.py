@@ -27,7 +27,7 @@ from flint import arb, arb_mat, ctx
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
-from flashverify.cases.tensors import OF_FEATURES, TENSORS, Inputs, Outputs, has_gradients
+from flashverify.cases.tensors import FORWARD, OF_FEATURES, TENSORS, Inputs, Outputs, has_gradients
 from flashverify.oracles.enclosure import EnclosedTensor, Enclosure, enclosed_tensor, is_sharp
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -107,13 +107,14 @@ def backward(
 
 
 def attention(case: AttentionCase, inputs: Inputs, precision: int = PRECISION, limit: int = PRECISION_LIMIT) -> Enclosure:
-    """Enclosures of all outputs, end to end: the backward pass gets the balls of out and lse. On the CPU.
+    """Enclosures of all outputs that the case has, end to end: the backward pass gets the balls of out and lse. On the CPU.
 
     Raises:
         ValueError: if inputs have other shapes than the case, or precision is less than 2.
     """
     features = [name for name, has in zip(OF_FEATURES, has_gradients(inputs), strict=True) if has]
-    found = _enclose(case, inputs, None, (*TENSORS, *features), precision, limit)
+    names = FORWARD if case.forward_only else (*TENSORS, *features)
+    found = _enclose(case, inputs, None, names, precision, limit)
     return Enclosure(
         mid=Outputs(**{name: tensor.mid for name, tensor in found.items()}),
         radius=Outputs(**{name: tensor.radius for name, tensor in found.items()}),
