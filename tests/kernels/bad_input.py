@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 
@@ -27,6 +28,14 @@ class BadCall:
     def run(self, device: torch.device) -> None:
         """Execute the call on a device."""
         eval(self.source, namespace(device))
+
+    def require_refusal(self, device: torch.device) -> None:
+        """Fail unless the call raises exactly its error, with its words."""
+        with pytest.raises(self.error) as raised:
+            self.run(device)
+        assert raised.type is self.error
+        for words in self.words:
+            assert words in str(raised.value)
 
 
 def namespace(device: torch.device) -> dict[str, object]:
@@ -246,13 +255,18 @@ def printed(calls: tuple[BadCall, ...], heading: str, device: torch.device) -> s
     return heading + "".join(rows)
 
 
+def write(page: Callable[[torch.device], str]) -> None:
+    """Print a page of refused calls, on a GPU if there is one, else in the interpreter."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    sys.path.insert(0, "kernels")
+    sys.stdout.write(page(torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda:0")))
+
+
 def table(device: torch.device) -> str:
     """The calls with the error that each of them gets, as Markdown."""
     return printed(BAD_CALLS, _HEADING, device)
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-    sys.path.insert(0, "kernels")
-    sys.stdout.write(table(torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda:0")))
+    write(table)

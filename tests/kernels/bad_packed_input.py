@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 
 import torch
 
-from tests.kernels.bad_input import BadCall, printed
+from tests.kernels.bad_input import BadCall, printed, write
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,4 @@ def table(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-    sys.path.insert(0, "kernels")
-    sys.stdout.write(table(torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda:0")))
+    write(table)
