@@ -44,7 +44,8 @@ _ID = re.compile(
     r"(?:_left(?P<window_left>\d+))?(?:_right(?P<window_right>\d+))?"
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
     rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?:_bias-(?P<bias>{_NAME}))?"
-    rf"(?P<sink>_sink)?(?:_lengths-(?P<lengths>{_NAME}))?(?:_cache-(?P<cache>{_NAME}))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
+    rf"(?P<sink>_sink)?(?:_lengths-(?P<lengths>{_NAME}))?(?:_cache-(?P<cache>{_NAME}))?"
+    r"(?:_drop(?P<dropout>\d+(?:\.\d+)?(?:e-\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
 
@@ -58,7 +59,7 @@ _OPTIONAL = {"head_dim_v": 1, **dict.fromkeys(_WINDOW, 0)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
-    """One attention problem: shapes, heads, dtype, mask, scale, softcap, biases, lengths, layout, input regime and seed.
+    """One attention problem: shapes, heads, dtype, mask, scale, softcap, biases, lengths, dropout, layout, regime and seed.
 
     Tensors are written B,H,N,D throughout the verifier: q and dO are (batch, heads_q, seqlen_q, head_dim), k and v are
     (batch, heads_kv, seqlen_k, head_dim); v and dO have head_dim_v columns, if that is given. Query head h reads key head
@@ -83,9 +84,11 @@ class AttentionCase:
             With it these are the largest lengths; tensors are padded, a batch entry's sequence comes first in them
             (`lengths.lengths`), and its query i stands at key i + its number of keys - its number of queries.
         cache: keys and values come from a cache, one of `CACHES`, and there is no backward pass; or None. A cache has no biases
-            as tensors, no sinks, a layout of its own, and its masks are aligned bottom-right.
+            as tensors, no sinks, no dropout, a layout of its own, and its masks are aligned bottom-right.
+        dropout: rate at which pairs are dropped, from 0 to 1, as an exact float64, or None: no dropout. 0.0 drops nothing, but
+            is drawn for. Which pairs are dropped follows from the seed (docs/adr/0016). Not with a cache.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
-        seed: seed of the inputs, >= 0.
+        seed: seed of the inputs and of what dropout drops, >= 0.
 
     Raises:
         TypeError: if a field has the wrong type (a bool is no integer, an integer is no bool).
@@ -112,6 +115,7 @@ class AttentionCase:
     sink: bool = False
     lengths: str | None = None
     cache: str | None = None
+    dropout: float | None = None
     lse_grad: bool = False
     seed: int = 0
 
@@ -195,6 +199,12 @@ class AttentionCase:
             if not SOFTCAP_RANGE[0] <= self.softcap <= SOFTCAP_RANGE[1]:
                 raise ValueError(f"softcap: got {self.softcap}, accepted are numbers from 2**-20 to 2**40 and None")
             object.__setattr__(self, "softcap", float(self.softcap))
+        if self.dropout is not None:
+            if not isinstance(self.dropout, (int, float)) or isinstance(self.dropout, bool):
+                raise TypeError(f"dropout: got {self.dropout!r}, accepted are numbers from 0 to 1 and None")
+            if not 0 <= self.dropout <= 1:
+                raise ValueError(f"dropout: got {self.dropout}, accepted are numbers from 0 to 1 and None")
+            object.__setattr__(self, "dropout", abs(float(self.dropout)))  # -0.0 drops what 0.0 does
 
     def _require_cache(self) -> None:
         """Raise unless the cache is one of `CACHES`, and no field has a value that a cache does not take."""
@@ -206,6 +216,7 @@ class AttentionCase:
             "bias": (None,),
             "sink": (False,),
             "lengths": (None, "keys"),
+            "dropout": (None,),
             "lse_grad": (False,),
             "layout": ("contiguous",),
             "mask": ("full", "causal"),
@@ -243,6 +254,8 @@ class AttentionCase:
             parts.append(f"lengths-{self.lengths}")
         if self.cache is not None:
             parts.append(f"cache-{self.cache}")
+        if self.dropout is not None:
+            parts.append(f"drop{self.dropout!r}")
         if self.lse_grad:
             parts.append("dlse")
         parts.append(f"s{self.seed}")
@@ -266,7 +279,7 @@ class AttentionCase:
             if (text := fields[name]) is not None
         }
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
-        factors = {name: float(text) for name in ("scale", "softcap") if (text := fields[name]) is not None}
+        factors = {name: float(text) for name in ("scale", "softcap", "dropout") if (text := fields[name]) is not None}
         flags = {name: fields[name] is not None for name in ("sink", "lse_grad")}
         case = cls(**words, **numbers, **factors, **flags)  # type: ignore[arg-type]
         if case.id != case_id:
@@ -326,6 +339,8 @@ class AttentionCase:
             found.add("varlen" if self.cache is None else "cache-lengths")
         if self.cache is not None:
             found.add("cache" if self.cache == "contiguous" else f"{self.cache}-cache")
+        if self.dropout is not None:
+            found.add("dropout")
         if self.lse_grad:
             found.add("dlse")
         if self.layout != "contiguous":

@@ -13,7 +13,7 @@ SEVERAL_TILES = 257
 
 _FIELDS = (
     *("dtype", "mask", "regime", "layout", "batch", "seqlen_q", "seqlen_k", "head_dim", "scale", "softcap", "alibi"),
-    *("bias", "sink", "lengths"),
+    *("bias", "sink", "lengths", "dropout"),
 )
 _COMBINED = ("heads", "feature", "regime x dtype x mask", "layout x dtype", "tile")
 
@@ -28,8 +28,8 @@ def coverage(cases: Iterable[AttentionCase]) -> dict[str, Counter[object]]:
 
     Returns:
         Axis to value to count. Axes are dtype, mask, regime, layout, batch, heads, seqlen_q, seqlen_k, head_dim, scale,
-        softcap, alibi, bias, sink, lengths, feature, and the combinations "regime x dtype x mask", "layout x dtype" and "tile"
-        (dtype, head size of tiles, masked or not; cases of at least `SEVERAL_TILES` queries and keys).
+        softcap, alibi, bias, sink, lengths, dropout, feature, and the combinations "regime x dtype x mask", "layout x dtype"
+        and "tile" (dtype, head size of tiles, masked or not; cases of at least `SEVERAL_TILES` queries and keys).
     """
     counts: dict[str, Counter[object]] = {axis: Counter() for axis in (*_FIELDS, *_COMBINED)}
     for case in cases:

@@ -16,6 +16,9 @@ from flashverify.cases.lengths import PACKINGS
 from flashverify.cases.matrices import HEAD_DIMS, TILE_EDGES
 from flashverify.cases.regimes import REGIMES
 
+DROPOUTS = (None, None, None, 0.1, 0.5, 0.17, 0.2, 0.9, 0.0, 1.0, 2.0**-32, 2.0**-33, 1 - 2.0**-20)
+"""Rates of dropout, mostly none: as models have them, nothing or everything dropped, and nearly so."""
+
 HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 2), (8, 1), (3, 3))
 
 
@@ -52,6 +55,7 @@ def cases(
     layouts: Sequence[str] = tuple(LAYOUTS),
     scales: st.SearchStrategy[float | None] = scales(),  # noqa: B008 (strategies are immutable)
     softcaps: st.SearchStrategy[float | None] = softcaps(),  # noqa: B008
+    dropouts: Sequence[float | None] = DROPOUTS,
 ) -> AttentionCase:
     """Cases of a bounded size.
 
@@ -63,6 +67,7 @@ def cases(
         layouts: names of layouts.
         scales: strategy of the softmax scale.
         softcaps: strategy of the cap of logits.
+        dropouts: rates of dropout.
     """
     if max_elements < 1:
         raise ValueError(f"max_elements: got {max_elements}, accepted are integers >= 1")
@@ -107,6 +112,7 @@ def cases(
         bias=bias,
         sink=draw(st.sampled_from((False, False, True))),
         lengths=lengths,
+        dropout=draw(st.sampled_from(dropouts)),
         lse_grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

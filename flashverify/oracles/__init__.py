@@ -16,7 +16,12 @@ Each has `forward(case, inputs) -> (out, lse)`, `backward(case, inputs, out, lse
 With a softcap, cap·tanh(scale·q_i·k_j / cap) stands for the logit in P, and dS_ij is multiplied by that function's
 derivative, 1/cosh²(scale·q_i·k_j / cap). With alibi, -slope·|i + seqlen_k - seqlen_q - j| is added to the logit after the
 cap, a constant of the backward pass. Where sequences have lengths of their own, theirs stand for seqlen_q and seqlen_k.
+With dropout (`dropout/of_case.py`), Z_ij being 1 for a pair that is kept and 0 for one that is dropped:
 
-They share the statement of visibility, of the key head, of the cap and of the bias (`cases/semantics.py`: mpmath and
-balls its scalar form, float64 the vectorised one), and no other arithmetic.
+    out_i = sum_j P_ij Z_ij r v_j,   dP_ij = Z_ij r dout_i·v_j,   dv_j = sum_group P_ij Z_ij r dout_i
+
+and lse is that without dropout. A dropped pair is a visible one: a NaN reaches what depends on it through it.
+
+They share the statement of visibility, of the key head, of the cap, of the bias (`cases/semantics.py`) and of dropout: mpmath
+and balls its scalar form, float64 the vectorised one; and no other arithmetic.
 """

@@ -28,6 +28,7 @@ from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import FORWARD, OF_FEATURES, TENSORS, Inputs, Outputs, has_gradients
+from flashverify.dropout.of_case import exact_rescale, kept_scalar
 from flashverify.oracles.enclosure import EnclosedTensor, Enclosure, enclosed_tensor, is_sharp
 from flashverify.oracles.shapes import require_forward, require_inputs
 
@@ -45,9 +46,13 @@ PRECISION_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """One query head's tensors, as matrices and lists of exact balls; out, lse, biases and a sink only where there are any."""
+    """One query head's tensors, as matrices and lists of exact balls; out, lse, biases and a sink only where there are any.
+
+    `keeps` is 1 for pairs that dropout keeps, and 0 for those that it drops, or None: there is no dropout.
+    """
 
     sees: list[list[bool]]
+    keeps: Matrix | None
     q: Matrix
     k: Matrix
     v: Matrix
@@ -193,7 +198,7 @@ def _group(case: AttentionCase, heads: list[_Head], *, backward: bool) -> dict[s
 
     dbias is what each pair contributes to it, and dsink what each row does.
     """
-    scale = arb(case.softmax_scale)
+    scale, factor = arb(case.softmax_scale), _rescale(case)
     values: dict[str, list[Arb]] = {name: [] for name in (*TENSORS, *OF_FEATURES)}
     dk, dv = arb_mat(case.seqlen_k, case.head_dim), arb_mat(case.seqlen_k, case.value_dim)
     for head in heads:
@@ -202,17 +207,17 @@ def _group(case: AttentionCase, heads: list[_Head], *, backward: bool) -> dict[s
         s = s if head.bias is None else s + head.bias
         out, lse = head.out, head.lse
         if out is None or lse is None:
-            out, lse = _softmax_product(head, s)
+            out, lse = _softmax_product(head, s, factor)
         values["out"] += out.entries()
         values["lse"] += lse
         if backward:
             slope = None if case.softcap is None else _entrywise(x, lambda entry: cap_slope_scalar(case, entry, arb.sech))
-            p, ds, of_logits, of_sink = _score_gradient(s, slope, head, out, lse)
+            p, ds, of_logits, of_sink = _score_gradient(s, slope, head, out, lse, factor)
             values["dbias"] += of_logits
             values["dsink"] += of_sink
             values["dq"] += ((ds * head.k) * scale).entries()
             dk += (ds.transpose() * head.q) * scale
-            dv += p.transpose() * head.dout
+            dv += (_kept(p, head).transpose() * head.dout) * factor
     values["dk"], values["dv"] = dk.entries(), dv.entries()
     terms = _magnitudes(case, heads)
     return {name: _Sum(values[name], terms[name]) for name in values}
@@ -222,7 +227,21 @@ def _entrywise(matrix: Matrix, function: Callable[[Arb], Arb]) -> Matrix:
     return arb_mat(matrix.nrows(), matrix.ncols(), [function(entry) for entry in matrix.entries()])
 
 
-def _softmax_product(head: _Head, s: Matrix) -> tuple[Matrix, list[Arb]]:
+def _rescale(case: AttentionCase) -> Arb:
+    """A ball about dropout's factor for kept pairs; exactly 1 without dropout, and 0 where everything is dropped."""
+    exact = exact_rescale(case)
+    return arb(exact.numerator) / arb(exact.denominator)
+
+
+def _kept(matrix: Matrix, head: _Head) -> Matrix:
+    """A matrix of all pairs, with each that is dropped multiplied by 0: a NaN stays one."""
+    if head.keeps is None:
+        return matrix
+    kept = [x * y for x, y in zip(matrix.entries(), head.keeps.entries(), strict=True)]
+    return arb_mat(matrix.nrows(), matrix.ncols(), kept)
+
+
+def _softmax_product(head: _Head, s: Matrix, factor: Arb) -> tuple[Matrix, list[Arb]]:
     """One head's out and lse."""
     weights, lse = [], []
     sink = [] if head.sink is None else [head.sink]
@@ -236,17 +255,17 @@ def _softmax_product(head: _Head, s: Matrix) -> tuple[Matrix, list[Arb]]:
         total = sum([*terms, *((one - point).exp() for one in sink)], arb(0))
         weights += [term / total for term in terms]
         lse.append(point + total.log())
-    return arb_mat(s.nrows(), s.ncols(), weights) * head.v, lse
+    return (_kept(arb_mat(s.nrows(), s.ncols(), weights), head) * head.v) * factor, lse
 
 
 def _score_gradient(
-    s: Matrix, slope: Matrix | None, head: _Head, out: Matrix, lse: list[Arb]
+    s: Matrix, slope: Matrix | None, head: _Head, out: Matrix, lse: list[Arb], factor: Arb
 ) -> tuple[Matrix, Matrix, list[Arb], list[Arb]]:
     """P and dS of one head, and the gradients by its logits and, row by row, by its sink.
 
     dS is the gradient by X, through the cap's slope where there is one; that by a logit is not.
     """
-    dp = head.dout * head.v.transpose()
+    dp = _kept(head.dout * head.v.transpose(), head) * factor
     p, ds, of_logits, of_sink = [], [], [], []
     for i, row in enumerate(head.sees):
         if lse[i] == arb.neg_inf():
@@ -274,9 +293,10 @@ def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
     a term of the logits, and so of lse, alone.
     """
     q, k, v, dout = (max(_largest(getattr(head, name).entries()) for head in heads) for name in ("q", "k", "v", "dout"))
+    scale, factor = abs(arb(case.softmax_scale)), _rescale(case)
+    v = max(v * factor, v)
     out = max(v if head.out is None else _largest(head.out.entries()) for head in heads)
     dlse = max(_largest(head.dlse) for head in heads)
-    scale = abs(arb(case.softmax_scale))
     bias = max(arb(0) if head.bias is None else _largest(head.bias.entries()) for head in heads)
     bias += max(arb(0) if head.sink is None else abs(head.sink) for head in heads)
     ds = case.value_dim * dout * (v + out) + dlse
@@ -286,7 +306,7 @@ def _magnitudes(case: AttentionCase, heads: list[_Head]) -> dict[str, Arb]:
         "lse": scale * case.head_dim * q * k + bias + 1,
         "dq": scale * case.seqlen_k * ds * k,
         "dk": scale * rows * ds * q,
-        "dv": rows * dout,
+        "dv": rows * dout * factor,
         "dbias": ds,
         "dsink": ds,
     }
@@ -314,6 +334,7 @@ def _read(
     dlse = torch.zeros(case.seqlen_q) if inputs.dlse is None else inputs.dlse[b, h]
     return _Head(
         sees=sees,
+        keeps=_keeps(case, b, h),
         q=_matrix(inputs.q[b, h]),
         k=_matrix(k),
         v=_matrix(v),
@@ -324,6 +345,14 @@ def _read(
         bias=None if case.alibi is None and inputs.bias is None else _biases(case, inputs, sees, b, h),
         sink=None if inputs.sink is None else arb(inputs.sink[0, h, 0].item()),
     )
+
+
+def _keeps(case: AttentionCase, b: int, h: int) -> Matrix | None:
+    """1 for pairs of a query head that dropout keeps, 0 for those that it drops, seen or not; or None."""
+    if case.dropout is None:
+        return None
+    pairs = product(range(case.seqlen_q), range(case.seqlen_k))
+    return arb_mat(case.seqlen_q, case.seqlen_k, [int(kept_scalar(case, b, h, i, j)) for i, j in pairs])
 
 
 def _biases(case: AttentionCase, inputs: Inputs, sees: list[list[bool]], b: int, h: int) -> Matrix:

@@ -6,7 +6,8 @@ and the backward pass of `flashverify.oracles` with P = exp(X - lse). Exactly th
 nearest in float64: `numerics.contract.ORACLE_FLOAT64` states the arithmetic, and its a-priori bound covers this code.
 With a softcap, cap·tanh(X / cap) takes the place of X (a division, a tanh, a product), and dP - D + dlse is multiplied
 by 4e / (1 + e)², e = exp(-2 |X / cap|), before P multiplies it. With alibi, an exact bias is added to X or what took its
-place (a sum).
+place (a sum). With dropout p~ is 0 for dropped pairs where it multiplies V, and so is P in dv; out and dv are multiplied by
+dropout's factor at the end (a product), and dP before D is subtracted.
 It takes memory for several tensors of batch x heads_q x seqlen_q x seqlen_k float64 numbers.
 
 m is 0 in a row that sees no key. Values that are not finite reach what depends on them through a visible pair, and
@@ -22,6 +23,7 @@ from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.dropout.of_case import kept, rescale
 from flashverify.oracles.shapes import require_forward, require_inputs
 
 
@@ -43,7 +45,8 @@ def forward(case: AttentionCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
     total = weights.sum(-1)
     if inputs.sink is not None:
         total = total + torch.exp(inputs.sink.double() - maximum)
-    out = (weights @ _finite(v)) / torch.where(total == 0, 1.0, total)[..., None]
+    out = (_kept(case, weights) @ _finite(v)) / torch.where(total == 0, 1.0, total)[..., None]
+    out = out if case.dropout is None else rescale(case) * out
     return _poison(out, seen, v), maximum + torch.log(total)
 
 
@@ -65,7 +68,8 @@ def backward(
     scores = _biased(case, inputs, capped(case, x))
     p = torch.where(seen, torch.exp(scores - lse[..., None]), 0.0)
     delta = (dout * out).sum(-1)[..., None]
-    ds = dout @ v.transpose(-2, -1) - delta
+    dp = dout @ v.transpose(-2, -1)
+    ds = (dp if case.dropout is None else rescale(case) * _kept(case, dp)) - delta
     if inputs.dlse is not None:
         ds = ds + inputs.dlse.double()[..., None]
     if case.softcap is not None:
@@ -73,7 +77,8 @@ def backward(
     ds = torch.where(seen, p * ds, 0.0)
     dq = case.softmax_scale * (ds @ _finite(k))
     dk = case.softmax_scale * (ds.transpose(-2, -1) @ _finite(q))
-    dv = _poison(p.transpose(-2, -1) @ _finite(dout), seen.transpose(-2, -1), dout)
+    dv = _kept(case, p).transpose(-2, -1) @ _finite(dout)
+    dv = _poison(dv if case.dropout is None else rescale(case) * dv, seen.transpose(-2, -1), dout)
     return dq, _group_sum(case, dk, heads), _group_sum(case, dv, heads)
 
 
@@ -97,6 +102,14 @@ def _indices(case: AttentionCase, device: torch.device) -> tuple[torch.Tensor, t
     sizes = (case.batch, case.seqlen_q, case.seqlen_k)
     entries, rows, columns = (torch.arange(size, device=device) for size in sizes)
     return entries[:, None, None, None], rows, columns
+
+
+def _kept(case: AttentionCase, values: torch.Tensor) -> torch.Tensor:
+    """Values of all pairs (batch, heads_q, seqlen_q, seqlen_k), times 0 where dropout drops a pair: a NaN stays one."""
+    entries, rows, columns = _indices(case, values.device)
+    heads = torch.arange(case.heads_q, device=values.device)[:, None, None]
+    keeps = kept(case, entries, heads, rows[:, None], columns)
+    return values if keeps is None else values * keeps
 
 
 def _visible(case: AttentionCase, inputs: Inputs) -> torch.Tensor:

@@ -22,6 +22,7 @@ from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.dropout.of_case import exact_rescale, kept_scalar
 from flashverify.oracles.shapes import require_forward, require_inputs
 
 ExactArray: TypeAlias = npt.NDArray[Any]
@@ -44,7 +45,7 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
     require_inputs(case, inputs)
     with mpmath.workdps(dps):
         q, k, v = _exact(inputs.q), _exact(inputs.k), _exact(inputs.v)
-        scale = mpmath.mpf(case.softmax_scale)
+        scale, factor = mpmath.mpf(case.softmax_scale), _rescale(case)
         out, lse = _zeros(inputs.dout.shape), _zeros(inputs.q.shape[:3])
         for b, h, i in np.ndindex(*lse.shape):
             g = key_head(case, h)
@@ -59,7 +60,7 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
             if inputs.bias is not None:
                 s = {j: s[j] + dense_bias.added_scalar(inputs, b, h, i, j) for j in keys}
             lse[b, h, i] = mpmath.log(mpmath.fsum(mpmath.exp(x) for x in (*s.values(), *sink)))
-            p = [mpmath.exp(s[j] - lse[b, h, i]) for j in keys]
+            p = [mpmath.exp(s[j] - lse[b, h, i]) * (factor if kept_scalar(case, b, h, i, j) else 0) for j in keys]
             for d in range(case.value_dim):
                 out[b, h, i, d] = mpmath.fdot(p, [v[b, g, j, d] for j in keys])
     return out, lse
@@ -78,7 +79,7 @@ def exact_backward(
     with mpmath.workdps(dps):
         q, k, v, dout = _exact(inputs.q), _exact(inputs.k), _exact(inputs.v), _exact(inputs.dout)
         dlse = _zeros(lse.shape) if inputs.dlse is None else _exact(inputs.dlse)
-        scale = mpmath.mpf(case.softmax_scale)
+        scale, factor = mpmath.mpf(case.softmax_scale), _rescale(case)
         dq, dk, dv = _zeros(q.shape), _zeros(k.shape), _zeros(v.shape)
         for b, h, i in np.ndindex(*lse.shape):
             if lse[b, h, i] == mpmath.ninf:
@@ -95,11 +96,12 @@ def exact_backward(
                 if inputs.bias is not None:
                     s += dense_bias.added_scalar(inputs, b, h, i, j)
                 p = mpmath.exp(s - lse[b, h, i])
-                ds = p * (mpmath.fdot(dout[b, h, i], v[b, g, j]) - delta + dlse[b, h, i])
+                kept = factor if kept_scalar(case, b, h, i, j) else mpmath.mpf(0)
+                ds = p * (kept * mpmath.fdot(dout[b, h, i], v[b, g, j]) - delta + dlse[b, h, i])
                 ds *= cap_slope_scalar(case, x, mpmath.sech)
                 dq[b, h, i] += k[b, g, j] * (scale * ds)
                 dk[b, g, j] += q[b, h, i] * (scale * ds)
-                dv[b, g, j] += dout[b, h, i] * p
+                dv[b, g, j] += dout[b, h, i] * (p * kept)
     return dq, dk, dv
 
 
@@ -135,6 +137,12 @@ def attention(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> Outputs
     out, lse = exact_forward(case, inputs, dps)
     dq, dk, dv = exact_backward(case, inputs, out, lse, dps)
     return Outputs(_rounded(out), _rounded(lse), _rounded(dq), _rounded(dk), _rounded(dv))
+
+
+def _rescale(case: AttentionCase) -> mpmath.mpf:
+    """Dropout's factor for kept pairs, to the digits in use; 1 without dropout."""
+    exact = exact_rescale(case)
+    return mpmath.mpf(exact.numerator) / exact.denominator
 
 
 def _require_digits(dps: int) -> None:

@@ -19,6 +19,7 @@ from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.dropout.of_case import kept, rescale
 from flashverify.oracles.shapes import require_forward, require_inputs
 
 TILE_ELEMENTS = 2**24
@@ -57,7 +58,9 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
             length = weights.sum(dim=1, keepdim=True)
             if sinks is not None:
                 length = length + (sinks - top).exp()
-            tile = (weights @ values).div_(torch.where(length == 0, 1.0, length))
+            keeps = _keeps(case, b, members, rows, q.device)
+            weights = weights if keeps is None else weights.mul_(keeps)
+            tile = (weights @ values).div_(torch.where(length == 0, 1.0, length)).mul_(rescale(case))
             if wild is not None:
                 tile[sees.double() @ wild > 0] = torch.nan
             stacked_out[rows] = tile
@@ -98,17 +101,20 @@ def backward(
             alive, scores = _with_bias(case, bias, b, members, rows, alive, scores)
             p = scores.sub_(stacked_lse[rows]).exp_()
             p = torch.where(alive, p, 0.0)
-            ds = (stacked_dout[rows] @ v[b, g].T).sub_(stacked_delta[rows]).add_(stacked_dlse[rows])
+            ds, keeps = stacked_dout[rows] @ v[b, g].T, _keeps(case, b, members, rows, q.device)
+            ds = ds if keeps is None else ds.mul_(keeps).mul_(rescale(case))
+            ds = ds.sub_(stacked_delta[rows]).add_(stacked_dlse[rows])
             if slope is not None:
                 ds.mul_(slope)
             ds = torch.where(alive, ds.mul_(p), 0.0)
             stacked_dq[rows] = case.softmax_scale * (ds @ keys)
             dk[b, g] += ds.T @ queries[rows]
-            dv[b, g] += p.T @ cotangents[rows]
+            dv[b, g] += (p if keeps is None else p * keeps).T @ cotangents[rows]
             if wild is not None:
                 wild_pairs += alive.double().T @ wild[rows]
         dq[b, members] = stacked_dq.view(len(members), case.seqlen_q, case.head_dim)
         dk[b, g] *= case.softmax_scale
+        dv[b, g] *= rescale(case)
         dv[b, g][wild_pairs > 0] = torch.nan
     return dq, dk, dv
 
@@ -146,7 +152,11 @@ def feature_gradients(
             scores = scores + alibi_bias(case, entries, slopes, rows, columns)
         seen = visible_mask(case, entries, rows, columns) & dense_bias.shown(bias) & ~torch.isneginf(lse)[..., None]
         p = torch.where(seen, (scores + dense_bias.added(bias) - lse[..., None]).exp(), 0.0)
-        gradient = torch.where(seen, p * (inputs.dout.double() @ v.mT + rest[..., None]), 0.0)
+        dp = inputs.dout.double() @ v.mT
+        of_heads = torch.arange(case.heads_q, device=lse.device)[:, None, None]
+        keeps = kept(case, entries, of_heads, rows[:, None], columns)
+        dp = dp if keeps is None else rescale(case) * (dp * keeps)
+        gradient = torch.where(seen, p * (dp + rest[..., None]), 0.0)
         dbias = dense_bias.summed(case, gradient)
     return dbias, dsink
 
@@ -214,6 +224,16 @@ def _with_bias(
     heads = torch.tensor(members, device=bias.device)
     block = bias[b, heads[stacked // case.seqlen_q], stacked % case.seqlen_q]
     return sees & dense_bias.shown(block), scores.add_(dense_bias.added(block))
+
+
+def _keeps(case: AttentionCase, b: int, members: list[int], rows: slice, device: torch.device) -> torch.Tensor | None:
+    """Which pairs of a block of stacked rows dropout keeps, bool (rows, seqlen_k), or None."""
+    if case.dropout is None:
+        return None
+    stacked = torch.arange(rows.start, rows.stop, device=device)
+    heads = torch.tensor(members, device=device)[stacked // case.seqlen_q]
+    columns = torch.arange(case.seqlen_k, device=device)
+    return kept(case, torch.tensor(b, device=device), heads[:, None], (stacked % case.seqlen_q)[:, None], columns)
 
 
 def _sinks(case: AttentionCase, inputs: Inputs, members: list[int], rows: slice) -> torch.Tensor | None:

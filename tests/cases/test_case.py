@@ -29,6 +29,11 @@ PLAIN = AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=130, head_dim=64)
 @example(PLAIN.replace(mask="causal-topleft", bias="batch", sink=True))
 @example(PLAIN.replace(alibi="heads", sink=True, lengths="ragged", lse_grad=True))
 @example(PLAIN.replace(lengths="used"))
+@example(PLAIN.replace(dropout=0.0))
+@example(PLAIN.replace(dropout=1.0, sink=True, lengths="used", lse_grad=True))
+@example(PLAIN.replace(dropout=5e-324))
+@example(PLAIN.replace(dropout=1 - 2.0**-53))
+@example(PLAIN.replace(dropout=1e-05, softcap=30.0))
 def test_id_round_trip(case: AttentionCase) -> None:
     again = AttentionCase.from_id(case.id)
     assert again == case
@@ -86,6 +91,24 @@ def test_what_lengths_do_not_go_with(changes: dict[str, object], words: str) -> 
         PLAIN.replace(**{"lengths": "used"} | changes)
 
 
+def test_the_id_of_a_case_with_dropout() -> None:
+    case = PLAIN.replace(sink=True, lengths="ragged", dropout=0.17, lse_grad=True)
+    assert case.id == "bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_sink_lengths-ragged_drop0.17_dlse_s0"
+    assert case.features == ("cross-length", "dlse", "dropout", "sink", "varlen")
+    assert len({PLAIN.replace(dropout=rate).id for rate in (None, 0.0, 0.1, 0.2)}) == 4
+    assert PLAIN.replace(dropout=0.0).features == ("cross-length", "dropout")
+
+
+def test_equal_dropouts_have_one_id() -> None:
+    assert {PLAIN.replace(dropout=rate).id for rate in (1, 1.0, np.float64(1))} == {PLAIN.replace(dropout=1.0).id}
+    assert PLAIN.replace(dropout=-0.0).id == "bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_drop0.0_s0"
+
+
+def test_a_cache_has_no_dropout() -> None:
+    with pytest.raises(ValueError, match=r"^dropout: got 0.1, accepted with a cache is None"):
+        PLAIN.replace(cache="paged", dropout=0.1)
+
+
 def test_equal_scales_have_one_id() -> None:
     ids = {PLAIN.replace(scale=scale).id for scale in (2, 2.0, np.float64(2))}
     assert ids == {"bf16_b1_h1x1_n128x130_d64_full_normal_contiguous_scale2.0_s0"}
@@ -136,6 +159,13 @@ def test_equal_softcaps_have_one_id() -> None:
         PLAIN.id.replace("_s0", "_dlse_lengths-used_s0"),
         PLAIN.id.replace("full", "causal-topleft").replace("_s0", "_lengths-used_s0"),
         PLAIN.id.replace("contiguous", "bnhd").replace("_s0", "_lengths-used_s0"),
+        PLAIN.id.replace("_s0", "_drop0_s0"),
+        PLAIN.id.replace("_s0", "_drop0.10_s0"),
+        PLAIN.id.replace("_s0", "_drop1.5_s0"),
+        PLAIN.id.replace("_s0", "_drop-0.0_s0"),
+        PLAIN.id.replace("_s0", "_dropnan_s0"),
+        PLAIN.id.replace("_s0", "_dlse_drop0.1_s0"),
+        PLAIN.id.replace("_s0", "_drop0.1_sink_s0"),
         PLAIN.id.replace("_s0", "_s-1"),
         PLAIN.id.replace("d64", "d257"),
         PLAIN.id.replace("bf16", "fp8"),
@@ -185,6 +215,13 @@ def test_other_texts_are_no_ids(text: str) -> None:
         ("softcap", 10**400, ValueError),
         ("softcap", "30", TypeError),
         ("softcap", True, TypeError),
+        ("dropout", -0.1, ValueError),
+        ("dropout", math.nextafter(1, 2), ValueError),
+        ("dropout", math.nan, ValueError),
+        ("dropout", math.inf, ValueError),
+        ("dropout", 10**400, ValueError),
+        ("dropout", "0.1", TypeError),
+        ("dropout", True, TypeError),
         ("alibi", "slopes", ValueError),
         ("alibi", "", ValueError),
         ("alibi", True, TypeError),

@@ -34,7 +34,7 @@ def test_a_failure_shrinks_to_what_matters() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", ["mqa", "gqa", "dlse", "scale", "causal-topleft", "window", "head-dim-v", "softcap", "alibi", "varlen"]
+    "wanted", ["mqa", "gqa", "dlse", "scale", "causal-topleft", "window", "head-dim-v", "softcap", "alibi", "varlen", "dropout"]
 )
 def test_features_are_reached(wanted: str) -> None:
     assert wanted in find(cases(), lambda case: wanted in case.features).features

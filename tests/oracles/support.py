@@ -12,6 +12,7 @@ from flashverify.cases import dense_bias
 from flashverify.cases.case import DTYPES, AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, exists, visible
 from flashverify.cases.tensors import Inputs, Outputs, has_gradients
+from flashverify.dropout.of_case import exact_rescale, kept_scalar
 from flashverify.numerics.formats import FP64
 
 UNIT = FP64.unit_roundoff
@@ -102,6 +103,19 @@ PROBLEMS = [
     problem(5, 6, 3, alibi="heads", lengths="used", batch=8, softcap=30.0, window_left=3, scale=-0.7, seed=3, dtype="fp16"),
     problem(4, 0, 3, lengths="ragged", batch=4, sink=True, lse_grad=True),
     problem(1, 1, 3, lengths="used", batch=0),
+    problem(5, 6, 4, dropout=0.5, lse_grad=True),
+    problem(6, 9, 3, "causal", dropout=0.1, batch=2, heads_q=4, heads_kv=2, seed=3, dtype="bf16", lse_grad=True),
+    problem(7, 6, 3, dropout=0.9, bias="full", sink=True, batch=2, heads_q=2, softcap=1.5, lse_grad=True),
+    problem(5, 7, 3, "causal-topleft", dropout=0.2, bias="hidden", window_left=2, heads_q=2, scale=-0.7, dtype="fp16"),
+    problem(6, 5, 3, dropout=0.17, lengths="ragged", batch=8, heads_q=4, heads_kv=1, alibi="batch", seed=1, lse_grad=True),
+    problem(5, 6, 8, dropout=0.5, heads_q=2, stretch=2.0**20, dtype="fp64", seed=2, lse_grad=True),
+    problem(20, 17, 2, dropout=0.996, heads_q=2, sink=True, lse_grad=True),
+    problem(4, 6, 3, kind="equal-keys", dropout=0.5, lse_grad=True),
+    problem(4, 6, 3, kind="offset-values", dropout=2.0**-32, dtype="fp64"),
+    problem(4, 5, 3, dropout=0.0, heads_q=2, lse_grad=True),
+    problem(4, 5, 3, "causal", dropout=1.0, heads_q=2, sink=True, bias="batch", lse_grad=True),
+    problem(4, 0, 3, dropout=0.5, lse_grad=True),
+    problem(4, 4, 3, dropout=0.5, batch=0),
 ]
 """Small problems that between them use every feature, and every size that is zero or one."""
 
@@ -164,6 +178,7 @@ class _Terms:
     added: torch.Tensor
     magnitude: torch.Tensor
     sink: torch.Tensor | None
+    entering: torch.Tensor
 
     @classmethod
     def of(cls, case: AttentionCase, inputs: Inputs) -> _Terms:
@@ -187,7 +202,17 @@ class _Terms:
             s, added = s + dense_bias.added(bias), added + dense_bias.added(bias).abs()
             sees = sees & dense_bias.shown(bias)
         sink = None if inputs.sink is None else inputs.sink.double()
-        return cls(case, scale, sees, q, k, v, dout, x, bent, s, added, abs(scale) * (q.abs() @ k.abs().mT), sink)
+        magnitude, entering = abs(scale) * (q.abs() @ k.abs().mT), torch.ones_like(s)
+        if case.dropout is not None:
+            keeps = [kept_scalar(case, *place) for place in np.ndindex(*s.shape)]
+            entering = float(exact_rescale(case)) * torch.tensor(keeps, dtype=torch.float64).reshape(s.shape)
+        return cls(case, scale, sees, q, k, v, dout, x, bent, s, added, magnitude, sink, entering)
+
+    def products(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """dP, and how far a float64 one can be from it: products in any order; dropout's factor, rounded, and its product."""
+        dp, size = self.dout @ self.v.mT, self.case.head_dim * UNIT * (self.dout.abs() @ self.v.abs().mT)
+        dp, error = self.entering * dp, self.entering * size
+        return dp, error if self.case.dropout is None else error + 2 * UNIT * dp.abs()
 
     def p(self, lse: torch.Tensor) -> torch.Tensor:
         safe = torch.where(lse.isinf(), torch.inf, lse)
@@ -247,14 +272,16 @@ def forward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: t
     _require_small(torch.where(p > UNIT, omega, 0.0))
     omega = omega.clamp(max=SMALL)
     shrunk, pushed = (p * (-omega).exp()).sum(-1), (p * omega.expm1()).sum(-1)
-    spread = ((p * omega.expm1())[..., None] * (t.v[:, :, None] - out[..., None, :]).abs()).sum(-2)
+    values = t.entering[..., None] * t.v[:, :, None]
+    spread = ((p * omega.expm1())[..., None] * (values - out[..., None, :]).abs()).sum(-2)
     terms = case.seqlen_k
     if t.sink is not None:
         share, sink_omega, terms = (t.sink - lse).exp(), UNIT * (top - t.sink + 4), terms + 1
         shrunk, pushed = shrunk + share * (-sink_omega).exp(), pushed + share * sink_omega.expm1()
         spread = spread + (share * sink_omega.expm1())[..., None] * out.abs()
     shrunk = torch.where(hidden, 1.0, shrunk)
-    bound_out = spread / shrunk[..., None] + UNIT * (terms + 2) * (p @ t.v.abs() + out.abs())
+    rescaled = 0 if case.dropout is None else 2  # the factor's own rounding, and the product's
+    bound_out = spread / shrunk[..., None] + UNIT * (terms + 2 + rescaled) * ((p * t.entering) @ t.v.abs() + out.abs())
     finite = torch.where(hidden, 0.0, lse)
     bound_lse = pushed / shrunk + UNIT * (terms + 4 * (finite - top).abs() + 2 * finite.abs() + top.abs())
     lost = FP64.smallest_normal * (terms + 1)
@@ -283,11 +310,10 @@ def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: 
     omega = t.logit_error() + UNIT * ((t.s - finite).abs() + 4) + error_lse[..., None]
     _require_small(torch.where(p > UNIT, omega, 0.0))
     omega = omega.clamp(max=SMALL)
-    dp, delta = t.dout @ t.v.mT, (t.dout * out).sum(-1)[..., None]
+    (dp, error_dp), delta = t.products(), (t.dout * out).sum(-1)[..., None]
     dlse = torch.zeros_like(lse) if inputs.dlse is None else inputs.dlse.double()
     sizes = (t.dout.abs() * out.abs()).sum(-1)[..., None]
     error_delta = case.head_dim * UNIT * sizes + (t.dout.abs() * error_out).sum(-1)[..., None]
-    error_dp = case.head_dim * UNIT * (t.dout.abs() @ t.v.abs().mT)
     total = dp - delta + dlse[..., None]
     error_total = error_dp + error_delta + UNIT * ((dp - delta).abs() + total.abs())
     if case.softcap is not None:
@@ -297,10 +323,11 @@ def backward_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: 
     ds = p * total
     error_ds = p * omega.expm1() * total.abs() + p * error_total + UNIT * ds.abs()
     scale, group = abs(t.scale), case.heads_q // case.heads_kv
-    rows = group * case.seqlen_q + 2
+    rows, p = group * case.seqlen_q + 2, p * t.entering
+    rescaled = 0 if case.dropout is None else 2
     bound_dq = scale * (error_ds @ t.k.abs() + (case.seqlen_k + 2) * UNIT * (ds.abs() @ t.k.abs()))
     bound_dk = scale * (error_ds.mT @ t.q.abs() + rows * UNIT * (ds.abs().mT @ t.q.abs()))
-    bound_dv = (p * omega.expm1()).mT @ t.dout.abs() + rows * UNIT * (p.mT @ t.dout.abs())
+    bound_dv = (p * omega.expm1()).mT @ t.dout.abs() + (rows + rescaled) * UNIT * (p.mT @ t.dout.abs())
     shape = (case.batch, case.heads_kv, group, case.seqlen_k, case.head_dim)
     lost = FP64.smallest_normal * rows * (case.seqlen_k + 1)
     nowhere = torch.zeros((), dtype=torch.bool)
@@ -332,8 +359,9 @@ def feature_bound(case: AttentionCase, inputs: Inputs, out: torch.Tensor, lse: t
         p = t.p(lse)
         omega = t.logit_error() + UNIT * ((t.s - finite[..., None]).abs() + 4) + error_lse[..., None]
         _require_small(torch.where(p > UNIT, omega, 0.0))
-        total = t.dout @ t.v.mT + rest[..., None]
-        error_total = case.head_dim * UNIT * (t.dout.abs() @ t.v.abs().mT) + error_rest[..., None] + UNIT * total.abs()
+        dp, error_dp = t.products()
+        total = dp + rest[..., None]
+        error_total = error_dp + error_rest[..., None] + UNIT * total.abs()
         error = p * (omega.clamp(max=SMALL).expm1() * total.abs() + error_total + UNIT * total.abs())
         count = dense_bias.summands(case)
         whole = dense_bias.summed(case, error + count * UNIT * (p * total).abs())

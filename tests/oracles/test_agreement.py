@@ -15,6 +15,7 @@ from flashverify.cases import dense_bias
 from flashverify.cases.case import BIASES, MASKS, AttentionCase
 from flashverify.cases.semantics import alibi_slopes
 from flashverify.cases.tensors import TENSORS
+from flashverify.dropout.of_case import rescale
 from flashverify.numerics.formats import FP64
 from flashverify.oracles import ball, dense, mp, tiled
 from flashverify.oracles.enclosure import GUARD_BITS
@@ -57,7 +58,7 @@ def largest_term(case: AttentionCase, inputs) -> mpmath.mpf:
         bias += dense_bias.added(inputs.bias).abs().max().item()
     if inputs.sink is not None:
         bias += inputs.sink.abs().max().item()
-    return mpmath.fprod([1 + abs(case.softmax_scale), 1 + bias, *factors])
+    return mpmath.fprod([1 + abs(case.softmax_scale), 1 + bias, 1 + rescale(case), *factors])
 
 
 def outside(values: np.ndarray, mid: torch.Tensor, radius: torch.Tensor, terms: mpmath.mpf) -> list[str]:
@@ -172,6 +173,7 @@ def any_case(mask: str, alibi: str | None, **fields) -> AttentionCase:
         alibi=st.sampled_from([None, "heads", "batch"]),
         bias=st.sampled_from([None, None, *BIASES]),
         sink=st.booleans(),
+        dropout=st.sampled_from([None, None, 0.5, 0.1, 1.0]),
         lse_grad=st.booleans(),
         seed=st.integers(0, 99),
     ),

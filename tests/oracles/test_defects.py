@@ -14,6 +14,9 @@ from tests.oracles.support import PROBLEMS, draw, end_to_end_bound, worst_ratios
 SIGNED = "(rows[:, None] + case.seqlen_k - case.seqlen_q - columns[None, :])"
 SLOPES = "slopes[stacked // case.seqlen_q, None]"
 STACKED = f"{SLOPES}, stacked % case.seqlen_q"
+DENSE_KEPT = "kept(case, entries, heads, rows[:, None], columns)"
+TILED_KEPT = "kept(case, torch.tensor(b, device=device), heads[:, None], (stacked % case.seqlen_q)[:, None], columns)"
+FEATURE_KEPT = "kept(case, entries, of_heads, rows[:, None], columns)"
 SINKS_BY_ROW = "inputs.sink.double()[0, heads].repeat(case.seqlen_q, 1)"
 
 DEFECTS = [
@@ -23,7 +26,7 @@ DEFECTS = [
     (dense, "alibi_bias(case, entries, slopes", "alibi_bias(case, entries[-1:], slopes"),
     (tiled, "visible_mask(case, entry, rows, columns)", "visible_mask(case, 0 * entry, rows, columns)"),
     (tiled, "alibi_bias(case, entry, ", "alibi_bias(case, 0 * entry, "),
-    (dense, "dout @ v.transpose(-2, -1) - delta", "dout @ v.transpose(-2, -1)"),
+    (dense, "_kept(case, dp)) - delta", "_kept(case, dp))"),
     (dense, "ds = ds + inputs.dlse", "ds = ds - inputs.dlse"),
     (dense, "dq = case.softmax_scale * (ds", "dq = abs(case.softmax_scale) * (ds"),
     (dense, "dk = case.softmax_scale * (ds", "dk = (ds"),
@@ -57,7 +60,7 @@ DEFECTS = [
     (tiled, ".add_(stacked_dlse[rows])", ""),
     (tiled, "dk[b, g] *= case.softmax_scale", "pass"),
     (tiled, "dk[b, g] += ds.T", "dk[b, g] = ds.T"),
-    (tiled, "dv[b, g] += p.T", "dv[b, g] = p.T"),
+    (tiled, "dv[b, g] += (p", "dv[b, g] = (p"),
     (tiled, "range(0, total, height)", "range(0, total - height, height)"),
     (tiled, "(top + length.log())", "(top + length.float().log())"),
     (tiled, "ds.mul_(slope)", "pass"),
@@ -121,13 +124,52 @@ DEFECTS = [
     (tiled, "(shares * rest).sum((0, 2))", "(shares * rest)[:1].sum((0, 2))"),
     (tiled, "scores = capped(case, case.softmax_scale * (q @ k.mT))", "scores = case.softmax_scale * (q @ k.mT)"),
     (tiled, "(scores + dense_bias.added(bias) - lse[..., None])", "(scores - lse[..., None])"),
-    (tiled, "(inputs.dout.double() @ v.mT + rest[..., None])", "(inputs.dout.double() @ v.mT)"),
+    (tiled, "(dp + rest[..., None])", "dp"),
     (
         tiled,
         "visible_mask(case, entries, rows, columns) & dense_bias.shown(bias)",
         "visible_mask(case, entries, rows, columns)",
     ),
     (tiled, "dense_bias.summed(case, gradient)", "0.5 * dense_bias.summed(case, gradient)"),
+    (dense, "rescale(case) * out", "out"),
+    (dense, "rescale(case) * out", "out / (1 - case.dropout)"),
+    (dense, "rescale(case) * _kept(case, dp)", "_kept(case, dp)"),
+    (dense, "rescale(case) * dv", "dv"),
+    (dense, "(_kept(case, weights) @ _finite(v))", "(weights @ _finite(v))"),
+    (dense, "total = weights.sum(-1)", "total = _kept(case, weights).sum(-1)"),
+    (dense, "rescale(case) * _kept(case, dp)) - delta", "rescale(case) * dp) - delta"),
+    (
+        dense,
+        "ds = (dp if case.dropout is None else rescale(case) * _kept(case, dp)) - delta",
+        "ds = dp - delta if case.dropout is None else _kept(case, rescale(case) * dp - delta)",
+    ),
+    (dense, "ds = torch.where(seen, p * ds, 0.0)", "ds = torch.where(seen, _kept(case, p) * ds, 0.0)"),
+    (dense, "delta = (dout * out).sum(-1)[..., None]", "delta = (p * (dout @ v.mT)).sum(-1)[..., None]"),
+    (dense, "_kept(case, p).transpose(-2, -1)", "p.transpose(-2, -1)"),
+    (dense, DENSE_KEPT, "kept(case, entries, heads, columns[:, None], rows).mT if case.dropout is not None else None"),
+    (dense, DENSE_KEPT, "kept(case, 0 * entries, heads, rows[:, None], columns)"),
+    (dense, DENSE_KEPT, "kept(case, entries, 0 * heads, rows[:, None], columns)"),
+    (dense, DENSE_KEPT, "kept(case, entries, heads // case.group_size, rows[:, None], columns)"),
+    (dense, DENSE_KEPT, "kept(case.replace(heads_q=case.heads_q + case.heads_kv), entries, heads, rows[:, None], columns)"),
+    (dense, DENSE_KEPT, "kept(case, entries, heads, rows[:, None], columns + 1)"),
+    (dense, DENSE_KEPT, "kept(case.replace(seed=case.seed + 1), entries, heads, rows[:, None], columns)"),
+    (dense, "values * keeps", "values * ~keeps"),
+    (tiled, ".mul_(rescale(case))\n            if wild", "\n            if wild"),
+    (tiled, "ds.mul_(keeps).mul_(rescale(case))", "ds.mul_(keeps)"),
+    (tiled, "dv[b, g] *= rescale(case)", "pass"),
+    (tiled, "weights = weights if keeps is None else weights.mul_(keeps)", "pass"),
+    (tiled, "ds = ds if keeps is None else ds.mul_(keeps).mul_(rescale(case))", "ds.mul_(rescale(case))"),
+    (tiled, "(p if keeps is None else p * keeps).T", "p.T"),
+    (tiled, TILED_KEPT, TILED_KEPT.replace("stacked % case.seqlen_q", "stacked")),
+    (tiled, TILED_KEPT, TILED_KEPT.replace("heads[:, None]", "0 * heads[:, None]")),
+    (tiled, TILED_KEPT, TILED_KEPT.replace("torch.tensor(b", "torch.tensor(0")),
+    (
+        tiled,
+        "torch.tensor(members, device=device)[stacked // case.seqlen_q]",
+        "torch.tensor(members, device=device)[0 * stacked]",
+    ),
+    (tiled, "dp = dp if keeps is None else rescale(case) * (dp * keeps)", "pass"),
+    (tiled, FEATURE_KEPT, "kept(case, entries, 0 * of_heads, rows[:, None], columns)"),
     (
         tiled,
         "capped(case, (stacked_q[rows] @ k[b, g].T).mul_(case.softmax_scale))",

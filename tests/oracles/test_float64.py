@@ -39,7 +39,7 @@ class Watch(TorchDispatchMode):
 
 @both
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "fp64"])
-@pytest.mark.parametrize("features", [{}, {"softcap": 2.0}, {"softcap": 2.0, "alibi": "heads"}], ids=str)
+@pytest.mark.parametrize("features", [{}, {"softcap": 2.0, "dropout": 0.5}, {"softcap": 2.0, "alibi": "heads"}], ids=str)
 def test_nothing_below_float64_inside(oracle, dtype, features):
     example = problem(6, 5, 4, "causal", heads_q=4, heads_kv=2, dtype=dtype, lse_grad=True, **features)
     inputs = draw(example)
@@ -62,19 +62,19 @@ def test_a_planted_leak_is_caught(oracle, monkeypatch):
     assert any("float32" in leak for leak in watch.leaks)
 
 
-def largest_tensor(oracle, seqlen: int, alibi: str | None = None, **options) -> int:
-    example = problem(seqlen, seqlen, 2, "causal", heads_q=4, heads_kv=2, alibi=alibi, lse_grad=True)
+def largest_tensor(oracle, seqlen: int, features=None, **options) -> int:
+    example = problem(seqlen, seqlen, 2, "causal", heads_q=4, heads_kv=2, lse_grad=True, **(features or {}))
     with Watch() as watch:
         oracle.attention(example.case, draw(example), **options)
     return watch.largest
 
 
-@pytest.mark.parametrize("alibi", [None, "heads"])
-def test_tiled_memory_is_linear(alibi):
+@pytest.mark.parametrize("features", [{}, {"alibi": "heads"}, {"dropout": 0.5}], ids=str)
+def test_tiled_memory_is_linear(features):
     tile, heads, head_dim = 2**11, 4, 2
     for seqlen in (64, 128, 256):
-        assert largest_tensor(tiled, seqlen, alibi, tile_elements=tile) <= max(tile, heads * seqlen * head_dim)
-    assert largest_tensor(tiled, 32, alibi, tile_elements=1) == heads * 32 * head_dim
+        assert largest_tensor(tiled, seqlen, features, tile_elements=tile) <= max(tile, heads * seqlen * head_dim)
+    assert largest_tensor(tiled, 32, features, tile_elements=1) == heads * 32 * head_dim
 
 
 def test_dense_memory_is_not_linear():
@@ -107,9 +107,10 @@ def depends(example, name: str, row: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("mask", "alibi"), [("causal", None), ("causal", "heads"), ("causal-topleft", None)])
 @pytest.mark.parametrize("name", ["q", "k", "v", "dout"])
 @pytest.mark.parametrize("row", [0, 2, 3])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_nan_reaches_what_depends_on_it_and_nothing_else(oracle, mask, alibi, name, row, softcap):
-    example = problem(5, 4, 3, mask, lse_grad=True, dtype="fp64", softcap=softcap, alibi=alibi)
+@pytest.mark.parametrize(("softcap", "dropout"), [(None, None), (2.0, None), (None, 0.5), (None, 1.0)])
+def test_nan_reaches_what_depends_on_it_and_nothing_else(oracle, mask, alibi, name, row, softcap, dropout):
+    """Through pairs that dropout drops too: a weight of 0 times NaN is NaN."""
+    example = problem(5, 4, 3, mask, lse_grad=True, dtype="fp64", softcap=softcap, alibi=alibi, dropout=dropout)
     clean = oracle.attention(example.case, draw(example))
     found = oracle.attention(example.case, poisoned(example, name, (0, 0, row), torch.nan))
     for output, expected in depends(example, name, row).items():
