@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from flashverify.cases.case import CACHES, DTYPES, AttentionCase
+from flashverify.cases.case import DTYPES, AttentionCase
 
 SHAPES = (
     (1, 4096, 128, None, 16, 2),
@@ -20,6 +20,9 @@ SHAPES = (
     (5, 700, 32, 24, 3, 3),
 )
 """Queries, keys, head size, columns of values (None: as many), query heads, key heads."""
+
+CACHES = ("contiguous", "paged")
+"""Kinds of cache in which every sequence has keys of its own."""
 
 FEATURES: tuple[dict[str, Any], ...] = (
     {"mask": "causal"},

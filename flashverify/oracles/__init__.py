@@ -16,7 +16,8 @@ Each has `forward(case, inputs) -> (out, lse)`, `backward(case, inputs, out, lse
 With a softcap, cap·tanh(scale·q_i·k_j / cap) stands for the logit in P, and dS_ij is multiplied by that function's
 derivative, 1/cosh²(scale·q_i·k_j / cap). With alibi, -slope·|i + seqlen_k - seqlen_q - j| is added to the logit after the
 cap, a constant of the backward pass. Where sequences have lengths of their own, theirs stand for seqlen_q and seqlen_k.
+With rotary, q and k are turned first, and there is no backward pass.
 
-They share the statement of visibility, of the key head, of the cap and of the bias (`cases/semantics.py`: mpmath and
-balls its scalar form, float64 the vectorised one), and no other arithmetic.
+They share the statement of visibility, of the key head, of the cap and of the bias (`cases/semantics.py`) and that of rotary
+embedding (`cases/rotary.py`), mpmath and balls in scalar form, float64 in the vectorised one, and no other arithmetic.
 """
