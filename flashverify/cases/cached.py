@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+from flashverify.cases import cached_pairs
 from flashverify.cases.case import DTYPES, AttentionCase
 
 SHAPES = (
@@ -78,6 +79,7 @@ def standard() -> Iterator[AttentionCase]:
     for index, (seqlen_q, seqlen_k, cache) in enumerate(product((0, 3), (0, 5), CACHES)):
         dtype = tuple(DTYPES)[index // 2]
         yield AttentionCase(dtype=dtype, seqlen_q=seqlen_q, seqlen_k=seqlen_k, head_dim=16, cache=cache, mask="causal")
+    yield from cached_pairs.standard()
 
 
 def smoke() -> Iterator[AttentionCase]:
@@ -103,3 +105,4 @@ def smoke() -> Iterator[AttentionCase]:
     )
     for change in changes:
         yield plain.replace(**change)
+    yield from cached_pairs.smoke()
