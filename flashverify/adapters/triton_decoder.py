@@ -9,7 +9,7 @@ import torch
 
 from flashverify.adapters import cached
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import by_entry, first_offset
+from flashverify.cases.semantics import by_entry, sides
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.formats import TORCH_DTYPES
 
@@ -28,7 +28,7 @@ class TritonDecoder:
         tile, splits = self._chosen(case)
         rows = case.seqlen_q * case.group_size
         of_a_block = case.mask == "full" or rows <= tile.block_m
-        sees_all = of_a_block and first_offset(case) is None and case.window_right is None and not by_entry(case)
+        sees_all = of_a_block and sides(case)[0] is None and case.window_right is None and not by_entry(case)
         return {"block_q": None, "block_k": tile.block_n, "splits": splits if splits == 1 or sees_all else None}
 
     def configuration(self, case: AttentionCase) -> dict[str, str]:

@@ -100,7 +100,7 @@ def visible(case: AttentionCase, batch: int, i: int, j: int) -> bool:
     """Whether query row i of a batch entry sees key column j (scalar form)."""
     queries, keys = lengths_of(case, batch)
     last, first = causal_offset(case, batch), first_offset(case, batch)
-    inside = i < queries and left_pads(case)[batch] <= j < keys
+    inside = i < queries and j < keys and (not case.left_pad or j >= left_pads(case)[batch])
     return inside and (last is None or j <= i + last) and (first is None or j >= i + first)
 
 
