@@ -9,7 +9,7 @@ import torch
 
 from flashverify.adapters import cached
 from flashverify.cases.case import AttentionCase
-from flashverify.cases.semantics import first_offset
+from flashverify.cases.semantics import by_entry, sides
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.formats import TORCH_DTYPES
 
@@ -28,7 +28,7 @@ class TritonDecoder:
         tile, splits = self._chosen(case)
         rows = case.seqlen_q * case.group_size
         of_a_block = case.mask == "full" or rows <= tile.block_m
-        sees_all = of_a_block and first_offset(case) is None and case.window_right is None and case.lengths is None
+        sees_all = of_a_block and sides(case)[0] is None and case.window_right is None and not by_entry(case)
         return {"block_q": None, "block_k": tile.block_n, "splits": splits if splits == 1 or sees_all else None}
 
     def configuration(self, case: AttentionCase) -> dict[str, str]:
@@ -45,6 +45,6 @@ class TritonDecoder:
         """The tile, and the number of parts that the keys are split into."""
         rows = case.seqlen_q * case.group_size
         sizes = TORCH_DTYPES[case.dtype], case.head_dim, case.value_dim
-        tile = self._tiles.decode_tile(self._device, *sizes, rows, case.cache == "paged")
+        tile = self._tiles.decode_tile(self._device, *sizes, rows, case.cache != "contiguous")
         programs = case.batch * case.heads_kv * -(-rows // tile.block_m)
         return tile, self._tiles.splits_for(self._device, programs, -(-cached.capacity_of(case) // tile.block_n))

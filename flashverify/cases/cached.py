@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from flashverify.cases.case import CACHES, DTYPES, AttentionCase
+from flashverify.cases import cached_pairs
+from flashverify.cases.case import DTYPES, AttentionCase
 
 SHAPES = (
     (1, 4096, 128, None, 16, 2),
@@ -20,6 +21,9 @@ SHAPES = (
     (5, 700, 32, 24, 3, 3),
 )
 """Queries, keys, head size, columns of values (None: as many), query heads, key heads."""
+
+CACHES = ("contiguous", "paged")
+"""Kinds of cache in which every sequence has keys of its own."""
 
 FEATURES: tuple[dict[str, Any], ...] = (
     {"mask": "causal"},
@@ -75,6 +79,7 @@ def standard() -> Iterator[AttentionCase]:
     for index, (seqlen_q, seqlen_k, cache) in enumerate(product((0, 3), (0, 5), CACHES)):
         dtype = tuple(DTYPES)[index // 2]
         yield AttentionCase(dtype=dtype, seqlen_q=seqlen_q, seqlen_k=seqlen_k, head_dim=16, cache=cache, mask="causal")
+    yield from cached_pairs.standard()
 
 
 def smoke() -> Iterator[AttentionCase]:
@@ -100,3 +105,4 @@ def smoke() -> Iterator[AttentionCase]:
     )
     for change in changes:
         yield plain.replace(**change)
+    yield from cached_pairs.smoke()

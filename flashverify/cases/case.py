@@ -24,8 +24,15 @@ LENGTHS = ("ragged", "used", "keys")
 """Sequences of different lengths (`lengths.py`): packed in stretches as long as they are, or in equal ones that they use in
 part; or, in a cache, with as many keys as it holds of each."""
 
-CACHES = ("contiguous", "paged")
-"""How keys and values lie in a cache that is decoded from (`adapters/cached.py`)."""
+CACHES = ("contiguous", "paged", "shared")
+"""How keys and values lie in a cache that is decoded from (`adapters/cached.py`); "shared": in pages, some of which several
+sequences have, or one has twice (`caches.py`)."""
+
+ROTARIES = ("half", "interleaved")
+"""Which columns rotary embedding turns together (`rotary.py`): those half of the turned ones apart, or neighbours."""
+
+SMALLEST_ROTARY = 16
+"""Columns that rotary embedding turns are a multiple of this."""
 
 MAX_HEAD_DIM = 256
 
@@ -45,6 +52,7 @@ _ID = re.compile(
     r"(?:_scale(?P<scale>-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?"
     rf"(?:_cap(?P<softcap>\d+(?:\.\d+)?(?:e[-+]\d+)?))?(?:_alibi-(?P<alibi>{_NAME}))?(?:_bias-(?P<bias>{_NAME}))?"
     rf"(?P<sink>_sink)?(?:_lengths-(?P<lengths>{_NAME}))?(?:_cache-(?P<cache>{_NAME}))?"
+    rf"(?P<left_pad>_leftpad)?(?:_rotary-(?P<rotary>{_NAME}))?"
     r"(?:_drop(?P<dropout>\d+(?:\.\d+)?(?:e-\d+)?))?(?P<lse_grad>_dlse)?_s(?P<seed>\d+)",
     re.ASCII,
 )
@@ -85,6 +93,10 @@ class AttentionCase:
             (`lengths.lengths`), and its query i stands at key i + its number of keys - its number of queries.
         cache: keys and values come from a cache, one of `CACHES`, and there is no backward pass; or None. A cache has no biases
             as tensors, no sinks, no dropout, a layout of its own, and its masks are aligned bottom-right.
+        left_pad: whether keys at the front of a cache are seen by nobody, of each batch entry as many as `caches.left_pads`
+            says.
+        rotary: which columns of queries, and of keys that the call appends to a cache, are turned together by angles of their
+            positions, one of `ROTARIES`, or None (`rotary.py`). head_dim is then 16 at least.
         dropout: rate at which pairs are dropped, from 0 to 1, as an exact float64, or None: no dropout. 0.0 drops nothing, but
             is drawn for. Which pairs are dropped follows from the seed (docs/adr/0016). Not with a cache.
         lse_grad: whether lse receives a cotangent too (dlse), or only out.
@@ -115,6 +127,8 @@ class AttentionCase:
     sink: bool = False
     lengths: str | None = None
     cache: str | None = None
+    left_pad: bool = False
+    rotary: str | None = None
     dropout: float | None = None
     lse_grad: bool = False
     seed: int = 0
@@ -135,7 +149,7 @@ class AttentionCase:
                 raise TypeError(f"{name}: got {value!r}, accepted are integers >= {smallest} and None")
             if value is not None and value < smallest:
                 raise ValueError(f"{name}: got {value}, accepted are integers >= {smallest} and None")
-        for name in ("sink", "lse_grad"):
+        for name in ("sink", "left_pad", "lse_grad"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, accepted are True and False")
         if self.bias is not None and not isinstance(self.bias, str):
@@ -176,6 +190,7 @@ class AttentionCase:
                     )
         if self.cache is not None:
             self._require_cache()
+        self._require_of_cache()
         if self.heads_q % self.heads_kv:
             raise ValueError(f"heads_q: got {self.heads_q}, accepted are multiples of heads_kv = {self.heads_kv}")
         for name in ("head_dim", "head_dim_v"):
@@ -226,6 +241,22 @@ class AttentionCase:
             if value not in accepted:
                 raise ValueError(f"{name}: got {value!r}, accepted with a cache is {' or '.join(map(repr, accepted))}")
 
+    def _require_of_cache(self) -> None:
+        """Raise unless `left_pad` and `rotary` are there with a cache alone, and `rotary` is one of `ROTARIES`."""
+        if self.rotary is not None:
+            if not isinstance(self.rotary, str):
+                raise TypeError(f"rotary: got {self.rotary!r}, accepted are {', '.join(ROTARIES)} and None")
+            if self.rotary not in ROTARIES:
+                raise ValueError(f"rotary: got {self.rotary!r}, accepted are {', '.join(ROTARIES)} and None")
+            if self.head_dim < SMALLEST_ROTARY:
+                raise ValueError(
+                    f"rotary: got {self.rotary!r}, accepted with head_dim {self.head_dim} is None: at least {SMALLEST_ROTARY} "
+                    "columns are turned"
+                )
+        for name, absent in (("left_pad", False), ("rotary", None)):
+            if self.cache is None and getattr(self, name) != absent:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, accepted without a cache is {absent}")
+
     @property
     def id(self) -> str:
         """The readable id; `AttentionCase.from_id` gives the case back."""
@@ -254,6 +285,10 @@ class AttentionCase:
             parts.append(f"lengths-{self.lengths}")
         if self.cache is not None:
             parts.append(f"cache-{self.cache}")
+        if self.left_pad:
+            parts.append("leftpad")
+        if self.rotary is not None:
+            parts.append(f"rotary-{self.rotary}")
         if self.dropout is not None:
             parts.append(f"drop{self.dropout!r}")
         if self.lse_grad:
@@ -275,12 +310,12 @@ class AttentionCase:
         fields: dict[str, str | None] = match.groupdict()
         words = {
             name: text
-            for name in ("dtype", "mask", "regime", "layout", "alibi", "bias", "lengths", "cache")
+            for name in ("dtype", "mask", "regime", "layout", "alibi", "bias", "lengths", "cache", "rotary")
             if (text := fields[name]) is not None
         }
         numbers = {name: int(text) for name in (*_INTEGERS, *_OPTIONAL) if (text := fields[name]) is not None}
         factors = {name: float(text) for name in ("scale", "softcap", "dropout") if (text := fields[name]) is not None}
-        flags = {name: fields[name] is not None for name in ("sink", "lse_grad")}
+        flags = {name: fields[name] is not None for name in ("sink", "left_pad", "lse_grad")}
         case = cls(**words, **numbers, **factors, **flags)  # type: ignore[arg-type]
         if case.id != case_id:
             raise ValueError(f"case id: got {case_id!r}, accepted is its canonical form {case.id}")
@@ -338,7 +373,11 @@ class AttentionCase:
         if self.lengths is not None:
             found.add("varlen" if self.cache is None else "cache-lengths")
         if self.cache is not None:
-            found.add("cache" if self.cache == "contiguous" else f"{self.cache}-cache")
+            found.add({"contiguous": "cache", "paged": "paged-cache", "shared": "shared-pages"}[self.cache])
+        if self.left_pad:
+            found.add("leftpad")
+        if self.rotary is not None:
+            found.add("rotary")
         if self.dropout is not None:
             found.add("dropout")
         if self.lse_grad:

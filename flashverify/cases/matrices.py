@@ -13,6 +13,7 @@ from itertools import chain, product
 from typing import Any
 
 from flashverify.cases import cached as decoding
+from flashverify.cases.cached_pairs import pairs_of_cached_features
 from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, AttentionCase
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.packed_matrices import smoke_packed, standard_packed
@@ -516,6 +517,7 @@ _STANDARD = (
     _biases,
     standard_packed,
     pairs_of_features,
+    pairs_of_cached_features,
     _decoding,
     decoding.standard,
     _distributions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flashverify.cases.case import ALIBIS, BIASES, CACHES, DTYPES, AttentionCase
+from flashverify.cases.case import ALIBIS, BIASES, DTYPES, AttentionCase
 from flashverify.cases.lengths import PACKINGS
 from flashverify.cases.pairwise import covering
 
@@ -18,7 +18,7 @@ PAIRED: dict[str, tuple[object, ...]] = {
     "layout": ("contiguous", "bnhd", "padded"),
     "sizes": ((33, 33), (17, 40), (40, 20)),
     "lengths": (None, *PACKINGS),
-    "cache": (None, *CACHES),
+    "cache": (None, "contiguous", "paged"),
     "softcap": (None, 2.0),
     "sink": (False, True),
     "head_dim_v": (None, 24),

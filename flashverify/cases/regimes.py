@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from flashverify.cases import dense_bias, designed_regimes, random_regimes
+from flashverify.cases.caches import page_size, shared_pages
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.sampling import Array, Source, Values, round_to, torch_dtype
 from flashverify.cases.semantics import exists
@@ -39,7 +40,9 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
     Returns:
         Contiguous tensors in the case's dtype; dlse and sinks in float32 (float64 for float64 cases). dlse and biases are
         standard normal, sinks twice that; each is None if the case does not ask for it. dout is 0 where there is no backward
-        pass, and dout and dlse are 0 in rows beyond the length of their sequence.
+        pass, and dout and dlse are 0 in rows beyond the length of their sequence. Keys and values of a page that a sequence
+        shares are copies of those that it is shared with. Rotary embedding turns what was drawn: a regime's design of logits is
+        that before it.
 
     Raises:
         ValueError: if there is no such regime.
@@ -66,6 +69,7 @@ def draw(case: AttentionCase, device: torch.device | str = "cpu") -> Inputs:
         sink=tensor(2.0 * source.normal("sink", (1, case.heads_q, 1)), wide) if case.sink else None,
     )
     _silence(case, inputs)
+    _share(case, inputs)
     return inputs
 
 
@@ -77,6 +81,14 @@ def _silence(case: AttentionCase, inputs: Inputs) -> None:
         inputs.dout.masked_fill_(~real[:, None], 0.0)
         if inputs.dlse is not None:
             inputs.dlse.masked_fill_(~real[:, None, :, 0], 0.0)
+
+
+def _share(case: AttentionCase, inputs: Inputs) -> None:
+    """Copy the keys and values of shared pages to the sequences that they are shared with."""
+    for one in shared_pages(case):
+        size = page_size(case)
+        for x in (inputs.k, inputs.v):
+            x[one.entry, :, one.page * size :][:, :size] = x[one.owner, :, one.owners_page * size :][:, :size]
 
 
 def _bias(case: AttentionCase, source: Source) -> torch.Tensor:

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flashverify.cases.caches import left_pads
 from flashverify.cases.case import DTYPES, AttentionCase
 from flashverify.cases.lengths import lengths_of
-from flashverify.cases.semantics import causal_offset, first_offset
+from flashverify.cases.semantics import by_entry, causal_offset, first_offset
 
 Array = npt.NDArray[np.float64]
 
@@ -145,10 +146,10 @@ class Source:
     def keys_seen(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The first key that each query row sees, and the one after its last, (E, 1, seqlen_q); equal where it sees none.
 
-        E is 1, or the batch where sequences have lengths of their own.
+        E is 1, or the batch where batch entries differ.
         """
         rows = np.arange(self.case.seqlen_q)
-        limits = [self._keys_seen(b, rows) for b in (range(self.case.batch) if self.case.lengths else (0,))]
+        limits = [self._keys_seen(b, rows) for b in (range(self.case.batch) if by_entry(self.case) else (0,))]
         shape = (len(limits), 1, self.case.seqlen_q)
         first, end = (np.array([pair[side] for pair in limits], np.int64).reshape(shape) for side in (0, 1))
         return first, end
@@ -159,6 +160,8 @@ class Source:
         end = np.full(rows.shape, keys) if last is None else np.clip(rows + last + 1, 0, keys)
         end = np.where(rows < queries, end, 0)
         start = np.zeros(rows.shape, np.int64) if first is None else np.clip(rows + first, 0, keys)
+        if self.case.left_pad:
+            start = np.maximum(start, left_pads(self.case)[b])
         return np.minimum(start, end), end
 
     def last_rows(self) -> npt.NDArray[np.bool_]:

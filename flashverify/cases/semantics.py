@@ -5,6 +5,8 @@
 
 Where sequences have lengths of their own (`lengths.py`), rows and keys beyond them exist in no tensor but the case's padded
 ones: no such row sees a key, no row sees such a key, and seqlen_k - seqlen_q is the difference of the entry's own lengths.
+In a cache with left pads the first keys of an entry are seen by nobody; alignment and biases count from the cache's front all
+the same. Rotary embedding, which turns rows of q and k before, is stated in `rotary.py`.
 Visibility, the cap and the bias are each stated once in scalar form (for mpmath and balls) and once vectorised (for float64);
 tests hold them equal. A row that sees no key has out = 0, lse = -inf and zero gradients.
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from flashverify.cases.caches import left_pads
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.lengths import lengths, lengths_of
 
@@ -88,11 +91,17 @@ def limited(case: AttentionCase) -> bool:
     return sides(case) != (None, None)
 
 
+def by_entry(case: AttentionCase) -> bool:
+    """Whether which keys a row sees differs between batch entries."""
+    return case.lengths is not None or case.left_pad
+
+
 def visible(case: AttentionCase, batch: int, i: int, j: int) -> bool:
     """Whether query row i of a batch entry sees key column j (scalar form)."""
     queries, keys = lengths_of(case, batch)
     last, first = causal_offset(case, batch), first_offset(case, batch)
-    return i < queries and j < keys and (last is None or j <= i + last) and (first is None or j >= i + first)
+    inside = i < queries and j < keys and (not case.left_pad or j >= left_pads(case)[batch])
+    return inside and (last is None or j <= i + last) and (first is None or j >= i + first)
 
 
 def visible_mask(case: AttentionCase, entries: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -105,7 +114,7 @@ def visible_mask(case: AttentionCase, entries: torch.Tensor, rows: torch.Tensor,
         columns: integer tensor (C,) of key columns; all on one device.
 
     Returns:
-        bool tensor (R, C), or (..., R, C) for entries of other dimensions where they have lengths of their own.
+        bool tensor (R, C), or (..., R, C) for entries of other dimensions where they differ (`by_entry`).
     """
     import torch
 
@@ -116,6 +125,9 @@ def visible_mask(case: AttentionCase, entries: torch.Tensor, rows: torch.Tensor,
     else:
         queries, keys = _lengths_of(case, entries)
         seen = (row < queries) & (columns < keys)
+    if case.left_pad:
+        pads = torch.tensor(left_pads(case), dtype=torch.int64, device=entries.device)
+        seen = seen & (columns >= pads[entries])
     own = row + _positions(case, entries)
     if right is not None:
         seen &= columns <= own + right

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, MAX_HEAD_DIM, SOFTCAP_RANGE, AttentionCase
+from flashverify.cases.case import (
+    ALIBIS,
+    BIASES,
+    CACHES,
+    DTYPES,
+    MASKS,
+    MAX_HEAD_DIM,
+    ROTARIES,
+    SMALLEST_ROTARY,
+    SOFTCAP_RANGE,
+    AttentionCase,
+)
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.lengths import PACKINGS
 from flashverify.cases.matrices import HEAD_DIMS, TILE_EDGES
@@ -115,6 +126,37 @@ def cases(
         dropout=draw(st.sampled_from(dropouts)),
         lse_grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+@st.composite
+def cached_cases(draw: st.DrawFn, *, dtypes: Sequence[str] = tuple(DTYPES)) -> AttentionCase:
+    """Small cases that decode from a cache of any kind, with left pads, rotary embedding, lengths, windows and biases.
+
+    Args:
+        draw: given by hypothesis.
+        dtypes: short names that the dtype is drawn from.
+    """
+    mask = draw(st.sampled_from(("full", "causal")))
+    sides = st.one_of(st.none(), st.integers(0, 12))
+    rotary = draw(st.sampled_from((None, *ROTARIES)))
+    return AttentionCase(
+        dtype=draw(st.sampled_from(dtypes)),
+        batch=draw(st.integers(0, 6)),
+        heads_q=draw(st.integers(1, 2)),
+        seqlen_q=draw(st.integers(0, 4)),
+        seqlen_k=draw(st.integers(0, 40)),
+        head_dim=draw(st.integers(SMALLEST_ROTARY if rotary else 1, 40)),
+        mask=mask,
+        window_left=draw(sides),
+        window_right=draw(sides) if mask == "full" else None,
+        softcap=draw(softcaps()),
+        alibi=draw(st.sampled_from((None, None, *ALIBIS))),
+        lengths=draw(st.sampled_from((None, "keys"))),
+        cache=draw(st.sampled_from(CACHES)),
+        left_pad=draw(st.booleans()),
+        rotary=rotary,
+        seed=draw(st.integers(0, 40)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from flashverify.adapters.triton import TritonKernel
+from flashverify.mutants.caches import CACHES
 from flashverify.mutants.decoding import DECODING
 from flashverify.mutants.features import FEATURES
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
@@ -94,7 +95,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *DECODING, *ROUNDING)}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *DECODING, *CACHES, *ROUNDING)}
 """Every mutant by name."""
 
 

@@ -13,6 +13,8 @@ IMA J. Numer. Anal. 41, 2021):
 With a soft cap c and t = tanh(X / c): a_ij is multiplied by 1 - t² and grows by c|t|, the roundings of tanh itself; G_ij is
 multiplied by 1 - t², and grows by P_ij (|dO||V|ᵀ + ...) times what X does to 1 - t², 2|t|(1 - t²)|scale|·|Q||K|ᵀ / c.
 
+With rotary, what a turned element is a sum of takes its place in |Q| and |K|.
+
 A distance of n unit roundoffs of these magnitudes is what relative errors of about n unit roundoffs in every product explain.
 """
 
@@ -51,7 +53,7 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
     pairs = PairSums.of(lanes)
     for tile in lanes.tiles(tile_elements):
         take, put = tile.place.take, tile.place.put
-        raw = scale * tile.score_magnitude
+        raw = scale * tile.sensitivity
         cap = tile.cap
         amplification = raw if cap is None else raw * cap.slope + cap.size * cap.tanh.abs()
         if tile.bias is not None:

@@ -16,6 +16,7 @@ import torch
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import LN2, LOG2E
 from flashverify.numerics.formats import EVALUATION_UNIT
+from flashverify.numerics.rotation import Turning
 from flashverify.numerics.tiles import Capped, Tile
 
 LARGEST_EXPONENT = 300.0
@@ -67,9 +68,11 @@ def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor, ceilin
 
 
 def product_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
-    """Bound of the error of the product of q and k, (c, r, n) (lemma 2)."""
-    head_dim = tile.q.shape[-1]
-    return coefficients.score_dot(head_dim) * tile.score_magnitude + 2.0 * head_dim * coefficients.tiny
+    """Bound of the error of the product of q and k, (c, r, n) (lemma 2), and of turning them before it (lemma 16)."""
+    head_dim, turning = tile.q.shape[-1], Turning.of(tile, coefficients)
+    magnitude = tile.score_magnitude if turning is None else turning.magnitude
+    error = coefficients.score_dot(head_dim) * magnitude + 2.0 * head_dim * coefficients.tiny
+    return error if turning is None else error + turning.moved
 
 
 def raw_score_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
@@ -238,7 +241,7 @@ def evaluation_slack(tile: Tile, lse: torch.Tensor) -> torch.Tensor:
     exponents' worth because p enters numerators and denominators.
     """
     terms = float(tile.k.shape[1] + tile.q.shape[-1] + 64)
-    logits = abs(tile.softmax_scale) * row_maximum(tile.score_magnitude, tile.seen)
+    logits = abs(tile.softmax_scale) * row_maximum(tile.sensitivity, tile.seen)
     if tile.cap is not None:  # tanh moves logits no farther apart, and errs by a few roundings of its own
         logits = logits + tile.cap.size
     if tile.bias is not None:

@@ -21,6 +21,7 @@ from flashverify.numerics.exponents import LARGEST_EXPONENT
 from flashverify.numerics.formats import Format
 from flashverify.numerics.hard_backward import ScoreGradients, score_gradients
 from flashverify.numerics.hard_forward import ForwardBudget
+from flashverify.numerics.rotation import Turning
 from flashverify.numerics.tiles import TILE_ELEMENTS, Lanes
 
 
@@ -102,7 +103,11 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     tile, accumulator = gradients.tile, contract.accumulator
     operands = contract.dot.pieces if isinstance(contract.dot, SplitProducts) else accumulator
     slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + max(tile.q.shape[-1], tile.v.shape[-1]))
-    scores = slack * _largest(tile.score_magnitude)
+    turning = Turning.of(tile, gradients.coefficients)
+    if turning is not None:
+        for name, values in (("a turned q", turning.q_reach), ("a turned k", turning.k_reach)):
+            yield name, _largest(values), contract.storage
+    scores = slack * _largest(tile.score_magnitude if turning is None else turning.magnitude)
     yield "a score", scores, accumulator
     if tile.cap is not None:
         yield "what tanh is taken of", scores * abs(tile.softmax_scale) / tile.cap.size, accumulator

@@ -35,6 +35,8 @@ def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str
     reason = _untold(contract)
     if reason is not None:
         return reason
+    if case.rotary is not None:
+        return "queries and appended keys are turned and rounded before the product: one error for all keys of a row"
     if case.seqlen_q == 0 or case.seqlen_k == 0:
         return "no pair of a query and a key"
     if case.softmax_scale == 0.0 and case.is_biased:

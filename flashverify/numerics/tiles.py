@@ -5,6 +5,7 @@ matrix and a sum over the group of query heads is a sum over rows. A sink is a k
 k and v, whose bias it is: what holds for keys holds for it; rows
 beyond the length of their sequence see none of either. A tile holds at most `tile_elements` scores (or one query
 row of each head of a group where even that is more), so memory is linear in the sequence length. All values are float64.
+With rotary, q and k are the turned ones.
 Non-finite inputs are replaced by 0 here: what depends on them has no budget, and nothing else may be touched by them.
 """
 
@@ -18,6 +19,7 @@ from torch.nn.functional import pad
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.rotary import turned
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, exists, visible_mask
 from flashverify.cases.tensors import Inputs
 
@@ -71,7 +73,7 @@ class Tile:
 
     Attributes:
         place: where it lies.
-        q, dout: (c, r, d).
+        q, dout: (c, r, d). q and k are turned, in float64, if the case says so.
         k, v: (c, n, d).
         seen: bool (r, n), or (c, r, n) where tensors hide pairs or lengths are a sequence's own, whether a row sees a key.
         lengths: (r, 1) or (c, r, 1), number of keys that each row sees, the sink among them.
@@ -84,6 +86,8 @@ class Tile:
         bias: what is added to the logits, natural units, (c, r, n), or None.
         bias_magnitude: sum of the magnitudes of the biases that it is a sum of, (c, r, n), or None.
         bias_terms: how many those are.
+        turned: sums of the magnitudes of what elements of q and of k are sums of, (c, r, d) and (c, n, d), 0 of those that are
+            not turned (`rotary.Turned`); or None, without rotary.
     """
 
     place: Place
@@ -101,6 +105,7 @@ class Tile:
     bias: torch.Tensor | None
     bias_magnitude: torch.Tensor | None
     bias_terms: int
+    turned: tuple[torch.Tensor, torch.Tensor] | None
 
     @property
     def keys(self) -> int:
@@ -121,6 +126,14 @@ class Tile:
     def scale(self) -> float:
         """What multiplies a score in the logit: the softmax scale (1 for 0, if there is a bias), or the soft cap."""
         return _logit_scale(self.case)
+
+    @property
+    def sensitivity(self) -> torch.Tensor:
+        """Sum of the magnitudes of all that a product is a sum of, (c, r, n): A; with rotary, turned elements are sums too."""
+        if self.turned is None:
+            return self.score_magnitude
+        q, k = (torch.maximum(x.abs(), terms) for x, terms in zip((self.q, self.k), self.turned, strict=True))
+        return q @ k.mT
 
     @property
     def bias_of_score(self) -> torch.Tensor | None:
@@ -147,20 +160,26 @@ class Lanes:
     dout: torch.Tensor
     bias: torch.Tensor | None
     sink: torch.Tensor | None
+    turned: tuple[torch.Tensor, torch.Tensor] | None
 
     @classmethod
     def of(cls, case: AttentionCase, inputs: Inputs) -> Lanes:
         """Arrange the inputs (any dtype, exact values) by lanes."""
+        q, k, of_rows = inputs.q, inputs.k, None
+        if case.rotary is not None:
+            of_q, of_k = turned(case, inputs)
+            q, k, of_rows = of_q.values, of_k.values, (by_lane(case, of_q.terms), _finite(of_k.terms).flatten(0, 1))
         keys, lanes = (case.batch * case.heads_kv, case.seqlen_k), (case.batch * case.heads_kv, case.group_size)
         bias, sink = dense_bias.expanded(case, inputs), inputs.sink
         return cls(
             case=case,
-            q=by_lane(case, inputs.q),
-            k=pad(_finite(inputs.k).reshape(*keys, case.head_dim), (0, 0, 0, int(case.sink))),
+            q=by_lane(case, q),
+            k=pad(_finite(k).reshape(*keys, case.head_dim), (0, 0, 0, int(case.sink))),
             v=pad(_finite(inputs.v).reshape(*keys, case.value_dim), (0, 0, 0, int(case.sink))),
             dout=by_lane(case, inputs.dout),
             bias=None if bias is None else bias.reshape(*lanes, case.seqlen_q, case.seqlen_k),
             sink=None if sink is None else sink.double().expand(case.batch, -1, 1).reshape(lanes),
+            turned=of_rows,
         )
 
     def of_keys(self, sums: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -215,6 +234,7 @@ class Lanes:
             bias=bias,
             bias_magnitude=magnitude,
             bias_terms=terms,
+            turned=None if self.turned is None else (place.take(self.turned[0]), self.turned[1][place.lanes]),
         )
 
     def _entries(self, place: Place) -> torch.Tensor:

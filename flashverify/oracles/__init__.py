@@ -22,6 +22,8 @@ With dropout (`dropout/of_case.py`), Z_ij being 1 for a pair that is kept and 0 
 
 and lse is that without dropout. A dropped pair is a visible one: a NaN reaches what depends on it through it.
 
-They share the statement of visibility, of the key head, of the cap, of the bias (`cases/semantics.py`) and of dropout: mpmath
-and balls its scalar form, float64 the vectorised one; and no other arithmetic.
+With rotary, q and k are turned first, and there is no backward pass.
+
+They share the statement of visibility, of the key head, of the cap, of the bias (`cases/semantics.py`), of rotary embedding
+(`cases/rotary.py`) and of dropout: mpmath and balls its scalar form, float64 the vectorised one; and no other arithmetic.
 """

@@ -1,6 +1,7 @@
 """The rigorous oracle: attention and its gradients in ball arithmetic (Johansson, Arb, IEEE Trans. Computers 66, 2017).
 
     X = scale·QKᵀ,   S = X or, with a softcap, cap·tanh(X / cap);   the biases added with alibi
+    with rotary, Q and K are the turned ones, exact: sums of two products of float64
     c_i = an exact point at the largest visible S_ij,   lse_i = c_i + ln sum_j exp(S_ij - c_i)      (a sink is one more S_ij)
 
 and the backward pass of `flashverify.oracles`. Every intermediate is a ball that holds the exact value, whatever the
@@ -26,6 +27,7 @@ from flint import arb, arb_mat, ctx
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.rotary import key_position, query_position, turned_scalar
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import FORWARD, OF_FEATURES, TENSORS, Inputs, Outputs, has_gradients
 from flashverify.dropout.of_case import exact_rescale, kept_scalar
@@ -39,6 +41,9 @@ Matrix: TypeAlias = Any
 
 PRECISION = 128
 """Default precision in bits."""
+
+EXACT_SUM = 4400
+"""Bits that hold the sum of two products of float64 exactly: from 2^-2148 to 2^2048, and a carry."""
 
 PRECISION_LIMIT = 4096
 """Enough for the logits of any float64 inputs: below 2^2100, so that 2100 bits before the point are lost at most."""
@@ -335,8 +340,8 @@ def _read(
     return _Head(
         sees=sees,
         keeps=_keeps(case, b, h),
-        q=_matrix(inputs.q[b, h]),
-        k=_matrix(k),
+        q=_turned(case, _matrix(inputs.q[b, h]), [query_position(case, b, i) for i in range(case.seqlen_q)]),
+        k=_turned(case, _matrix(k), [key_position(case, b, j) for j in range(case.seqlen_k)]),
         v=_matrix(v),
         dout=_matrix(inputs.dout[b, h]),
         dlse=_matrix(dlse[:, None]).entries(),
@@ -365,6 +370,19 @@ def _biases(case: AttentionCase, inputs: Inputs, sees: list[list[bool]], b: int,
 
     pairs = product(range(case.seqlen_q), range(case.seqlen_k))
     return arb_mat(case.seqlen_q, case.seqlen_k, [added(i, j) for i, j in pairs])
+
+
+def _turned(case: AttentionCase, matrix: Matrix, positions: list[int] | list[int | None]) -> Matrix:
+    """Rows of exact balls at positions, turned without rounding if the case says so."""
+    if case.rotary is None:
+        return matrix
+    entries, columns = matrix.entries(), matrix.ncols()
+    with ctx.workprec(EXACT_SUM):
+        rows = [
+            turned_scalar(case, entries[index * columns : (index + 1) * columns], place)
+            for index, place in enumerate(positions)
+        ]
+        return arb_mat(matrix.nrows(), columns, [entry for row in rows for entry in row])
 
 
 def _float64(tensor: torch.Tensor) -> torch.Tensor:

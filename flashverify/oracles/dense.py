@@ -7,7 +7,8 @@ nearest in float64: `numerics.contract.ORACLE_FLOAT64` states the arithmetic, an
 With a softcap, cap·tanh(X / cap) takes the place of X (a division, a tanh, a product), and dP - D + dlse is multiplied
 by 4e / (1 + e)², e = exp(-2 |X / cap|), before P multiplies it. With alibi, an exact bias is added to X or what took its
 place (a sum). With dropout p~ is 0 for dropped pairs where it multiplies V, and so is P in dv; out and dv are multiplied by
-dropout's factor at the end (a product), and dP before D is subtracted.
+dropout's factor at the end (a product), and dP before D is subtracted. With rotary, q and k are turned first: two products
+and a sum an element.
 It takes memory for several tensors of batch x heads_q x seqlen_q x seqlen_k float64 numbers.
 
 m is 0 in a row that sees no key. Values that are not finite reach what depends on them through a visible pair, and
@@ -21,6 +22,7 @@ import torch
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.rotary import turned_inputs
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.dropout.of_case import kept, rescale
@@ -35,7 +37,8 @@ def forward(case: AttentionCase, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
     """
     require_inputs(case, inputs)
     heads, seen = _heads(case, inputs.q.device), _visible(case, inputs)
-    q, k, v = inputs.q.double(), inputs.k.double()[:, heads], inputs.v.double()[:, heads]
+    (q, k), v = turned_inputs(case, inputs), inputs.v.double()[:, heads]
+    k = k[:, heads]
     scores = _biased(case, inputs, capped(case, case.softmax_scale * (q @ k.transpose(-2, -1)))).masked_fill(~seen, -torch.inf)
     maximum = scores.amax(-1) if case.seqlen_k else scores.new_full(scores.shape[:-1], -torch.inf)
     if inputs.sink is not None:

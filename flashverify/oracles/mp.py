@@ -4,7 +4,8 @@
 
 with s_ij = cap·tanh(scale·q_i·k_j / cap) under a softcap, a bias added to s_ij with alibi, and the backward pass of
 `flashverify.oracles`. mpmath's exponents are unbounded, so no maximum is subtracted: this oracle differs from the others in
-the very step that they have in common. Only visible pairs are ever touched, so that a masked key cannot matter. A logit of
+the very step that they have in common. With rotary, q_i and k_j are the turned ones (`cases/rotary.py`). Only visible
+pairs are ever touched, so that a masked key cannot matter. A logit of
 size |s| costs log10 |s| of the digits (the exponential's condition number), and so does |x / cap| before a cap (that of
 sech).
 """
@@ -20,10 +21,11 @@ import torch
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.rotary import key_position, query_position, turned_scalar
 from flashverify.cases.semantics import alibi_scalar, cap_slope_scalar, capped_scalar, key_head, visible
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.dropout.of_case import exact_rescale, kept_scalar
-from flashverify.oracles.shapes import require_forward, require_inputs
+from flashverify.oracles.shapes import require_backward, require_forward, require_inputs
 
 ExactArray: TypeAlias = npt.NDArray[Any]
 """numpy array of mpmath numbers (dtype object), with the shape of the tensor that it stands for."""
@@ -44,7 +46,7 @@ def exact_forward(case: AttentionCase, inputs: Inputs, dps: int = DIGITS) -> tup
     _require_digits(dps)
     require_inputs(case, inputs)
     with mpmath.workdps(dps):
-        q, k, v = _exact(inputs.q), _exact(inputs.k), _exact(inputs.v)
+        (q, k), v = _turned(case, _exact(inputs.q), _exact(inputs.k)), _exact(inputs.v)
         scale, factor = mpmath.mpf(case.softmax_scale), _rescale(case)
         out, lse = _zeros(inputs.dout.shape), _zeros(inputs.q.shape[:3])
         for b, h, i in np.ndindex(*lse.shape):
@@ -72,10 +74,11 @@ def exact_backward(
     """Exact dq, dk and dv, shaped like q, k and v; out and lse are arrays of mpmath numbers, taken as exact.
 
     Raises:
-        ValueError: if inputs have other shapes than the case, or dps is too small to hold them.
+        ValueError: if inputs have other shapes than the case, if there is no backward pass, or dps is too small to hold them.
     """
     _require_digits(dps)
     require_inputs(case, inputs)
+    require_backward(case)
     with mpmath.workdps(dps):
         q, k, v, dout = _exact(inputs.q), _exact(inputs.k), _exact(inputs.v), _exact(inputs.dout)
         dlse = _zeros(lse.shape) if inputs.dlse is None else _exact(inputs.dlse)
@@ -143,6 +146,16 @@ def _rescale(case: AttentionCase) -> mpmath.mpf:
     """Dropout's factor for kept pairs, to the digits in use; 1 without dropout."""
     exact = exact_rescale(case)
     return mpmath.mpf(exact.numerator) / exact.denominator
+
+
+def _turned(case: AttentionCase, q: ExactArray, k: ExactArray) -> tuple[ExactArray, ExactArray]:
+    """Q and k, their rows turned in place if the case says so."""
+    if case.rotary is not None:
+        for b, h, i in np.ndindex(*q.shape[:3]):
+            q[b, h, i] = turned_scalar(case, list(q[b, h, i]), query_position(case, b, i))
+        for b, g, j in np.ndindex(*k.shape[:3]):
+            k[b, g, j] = turned_scalar(case, list(k[b, g, j]), key_position(case, b, j))
+    return q, k
 
 
 def _require_digits(dps: int) -> None:

@@ -27,11 +27,22 @@ def require_forward(case: AttentionCase, out: torch.Tensor, lse: torch.Tensor) -
     """Check out and lse, as handed to a backward pass, against the case.
 
     Raises:
-        ValueError: if a tensor has another shape than the case says; the message names it.
+        ValueError: if a tensor has another shape than the case says, which the message names, or if there is no backward pass.
     """
+    require_backward(case)
     rows = (case.batch, case.heads_q, case.seqlen_q)
     _require("out", out, (*rows, case.value_dim))
     _require("lse", lse, rows)
+
+
+def require_backward(case: AttentionCase) -> None:
+    """Check that the case is one whose gradients oracles have.
+
+    Raises:
+        ValueError: if it has rotary embedding, whose cases have no backward pass.
+    """
+    if case.rotary is not None:
+        raise ValueError(f"rotary: got {case.rotary!r}, accepted for gradients is None: there is no backward pass")
 
 
 def _require(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:

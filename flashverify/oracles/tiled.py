@@ -17,6 +17,7 @@ import torch
 
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.rotary import turned_inputs
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, key_head, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.dropout.of_case import kept, rescale
@@ -34,7 +35,7 @@ def forward(case: AttentionCase, inputs: Inputs, tile_elements: int = TILE_ELEME
     """
     require_inputs(case, inputs)
     _require_tile(tile_elements)
-    q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+    (q, k), v = turned_inputs(case, inputs), inputs.v.double()
     slopes, bias = alibi_slope_tensor(case, q.device), dense_bias.expanded(case, inputs)
     out, lse = q.new_zeros(inputs.dout.shape), torch.full_like(q[..., 0], -torch.inf)
     if inputs.sink is not None:

@@ -10,9 +10,9 @@ import torch
 
 from flashverify.adapters import cached
 from flashverify.adapters.kernel import KernelDefectError
-from flashverify.cases import regimes
+from flashverify.cases import caches, regimes
 from flashverify.cases.cached import smoke
-from flashverify.cases.case import CACHES, AttentionCase
+from flashverify.cases.case import CACHES, ROTARIES, AttentionCase
 from flashverify.cases.tensors import Outputs
 from flashverify.oracles import tiled
 
@@ -40,11 +40,19 @@ def plain(
     cache_seqlens: torch.Tensor,
     cache_batch_idx: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
+    cache_leftpad: torch.Tensor | None = None,
+    rotary_cos: torch.Tensor | None = None,
+    rotary_sin: torch.Tensor | None = None,
+    rotary_interleaved: bool = True,
     late: int = 0,
     beyond: int = 0,
     forgets: bool = False,
     in_order: bool = False,
     strays: bool = False,
+    unpadded: bool = False,
+    unturned: str = "",
+    misplaced: int = 0,
+    swapped: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decoding in plain torch, one place after another; the last arguments plant defects."""
     outs, lses = [], []
@@ -60,19 +68,39 @@ def plain(
 
         length = int(cache_seqlens[b])
         new = 0 if k is None else k.shape[1]
+
+        def turned(x: torch.Tensor, first: int, name: str) -> torch.Tensor:
+            if rotary_cos is None or rotary_sin is None or name == unturned:
+                return x
+            angles = slice(first + misplaced, first + misplaced + x.shape[0])
+            turn = torch.complex(rotary_cos[angles].double(), rotary_sin[angles].double())[:, None]
+            if rotary_interleaved is not swapped:
+                pairs = torch.view_as_complex(x[..., : 2 * turn.shape[2]].double().unflatten(-1, (-1, 2)))
+                columns = torch.view_as_real(pairs * turn).flatten(-2)
+            else:
+                pairs = torch.complex(*x[..., : 2 * turn.shape[2]].double().chunk(2, -1)) * turn
+                columns = torch.cat([pairs.real, pairs.imag], -1)
+            return torch.cat([columns.to(x.dtype), x[..., columns.shape[-1] :]], -1)
+
         if k is not None and v is not None and not forgets:
+            k_new = turned(k[b], length, "k")
             for j in range(new):
-                k_cache[place(length + j + late)], v_cache[place(length + j + late)] = k[b, j], v[b, j]
+                k_cache[place(length + j + late)], v_cache[place(length + j + late)] = k_new[j], v[b, j]
         if strays:
             k_cache[-1, -1] = 0.0
-        keys = [place(j, ordered=in_order) for j in range(length + new + beyond)]
+        pad = 0 if cache_leftpad is None or unpadded else int(cache_leftpad[b])
+        keys = [place(j, ordered=in_order) for j in range(pad, length + new + beyond)]
+        if not keys:
+            outs.append(q.new_zeros(*q.shape[1:3], v_cache.shape[3]).double())
+            lses.append(q.new_full((q.shape[2], q.shape[1]), -torch.inf).double())
+            continue
         group = q.shape[2] // k_cache.shape[2]
         of_k, of_v = (torch.stack([x[p] for p in keys], 1).repeat_interleave(group, 0).double() for x in (k_cache, v_cache))
-        scores = q[b].transpose(0, 1).double() @ of_k.mT * q.shape[3] ** -0.5
+        scores = turned(q[b], length, "q").transpose(0, 1).double() @ of_k.mT * q.shape[3] ** -0.5
         position = torch.arange(q.shape[1])[:, None] + length + new - q.shape[1]
-        scores = scores.masked_fill(torch.arange(len(keys))[None, :] > position + beyond, -torch.inf)
+        scores = scores.masked_fill(pad + torch.arange(len(keys))[None, :] > position + beyond, -torch.inf)
         lses.append(scores.logsumexp(-1))
-        outs.append((scores.softmax(-1) @ of_v).transpose(0, 1))
+        outs.append((scores.softmax(-1).nan_to_num() @ of_v).transpose(0, 1))
     return torch.stack(outs).to(q.dtype), torch.stack(lses)
 
 
@@ -85,7 +113,7 @@ def decode(case: AttentionCase, **defects: object) -> tuple[Outputs, Outputs]:
 def is_close(found: Outputs, truth: Outputs) -> bool:
     """Equal to 30 bits: far beyond any formula's error in float64, and far below any defect's."""
     pairs = ((found.out, truth.out), (found.lse, truth.lse))
-    return all(bool(((x.double() - y).abs() <= 2.0**-30 * y.abs().amax()).all()) for x, y in pairs)
+    return all(bool(((x == y) | ((x.double() - y).abs() <= 2.0**-30 * y[y.isfinite()].abs().amax())).all()) for x, y in pairs)
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -114,7 +142,83 @@ def test_what_no_key_lies_in_is_poison(cache: str) -> None:
     assert made.k.isnan().all()
     assert made.v.isnan().all()
     assert made.capacity == cached.capacity_of(CASE.replace(cache=cache)) > CASE.seqlen_k
-    assert made.places.unique().numel() == made.places.numel() < made.k.shape[0] * made.k.shape[1]
+    shared = len(caches.shared_pages(CASE.replace(cache=cache))) * caches.page_size(CASE)
+    assert made.places.unique().numel() == made.places.numel() - shared < made.k.shape[0] * made.k.shape[1]
+
+
+FEATURES = CASE.replace(batch=5, seqlen_k=70, head_dim=40, left_pad=True, cache="shared")
+
+
+@pytest.mark.parametrize("rotary", [None, *ROTARIES])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_plain_function_pads_turns_and_shares(cache: str, rotary: str | None, seed: int) -> None:
+    assert is_close(*decode(FEATURES.replace(cache=cache, rotary=rotary, seed=seed)))
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_plain_function_turns_queries_without_new_keys(cache: str) -> None:
+    assert is_close(*decode(FEATURES.replace(cache=cache, rotary="half", lengths="keys", left_pad=False)))
+
+
+@pytest.mark.parametrize("defect", [{"unpadded": True}, {"unturned": "q"}])
+def test_a_function_that_pads_or_turns_otherwise_is_far_off(defect: dict[str, object]) -> None:
+    assert not is_close(*decode(FEATURES.replace(rotary="half"), **defect))
+
+
+@pytest.mark.parametrize("defect", [{"unturned": "k"}, {"misplaced": 1}, {"swapped": True}])
+def test_keys_that_are_not_turned_as_they_should_be_are_refused(defect: dict[str, object]) -> None:
+    with pytest.raises(KernelDefectError, match="k_cache: an appended key is not the turned one: off by "):
+        decode(FEATURES.replace(rotary="half"), **defect)
+
+
+def test_a_key_that_is_off_by_two_spacings_is_refused() -> None:
+    """Budgets of appended keys are half a spacing and what is lost before it."""
+    case = FEATURES.replace(dtype="bf16", rotary="half")
+    inputs = regimes.draw(case)
+
+    def careless(*tensors: torch.Tensor | None, **arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        found = plain(*tensors, **arguments)  # type: ignore[arg-type]
+        k_cache, places = tensors[1], cached.empty_cache(case, inputs).places
+        assert k_cache is not None
+        spot = k_cache.flatten(0, 1)[places[1, 69]]
+        spot.view(torch.int16)[0, 0] += 2
+        k_cache.flatten(0, 1)[places[1, 69]] = spot
+        return found
+
+    with pytest.raises(KernelDefectError, match="k_cache: an appended key is not the turned one: off by "):
+        cached.decode(case, inputs, careless)
+    cached.decode(case, inputs, plain)
+
+
+def test_left_pads_and_angles_of_no_row_are_poison() -> None:
+    case = FEATURES.replace(rotary="half", cache="paged")
+    seen: dict[str, torch.Tensor] = {}
+
+    def looks(*tensors: torch.Tensor | None, **arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.update({name: x for name, x in arguments.items() if isinstance(x, torch.Tensor)})
+        assert tensors[1] is not None
+        seen["k_cache"] = tensors[1].clone()
+        return plain(*tensors, **arguments)  # type: ignore[arg-type]
+
+    cached.decode(case, regimes.draw(case), looks)
+    places = cached.empty_cache(case, regimes.draw(case)).places
+    rows = seen["k_cache"].flatten(0, 1)[places].isnan().any(-1).any(-1)
+    pads = torch.tensor(caches.left_pads(case))[:, None]
+    columns = torch.arange(rows.shape[1])
+    assert torch.equal(rows, (columns < pads) | (columns >= 67))
+    finite = ~seen["rotary_cos"].isnan().all(1)
+    assert torch.equal(finite, ~seen["rotary_sin"].isnan().all(1))
+    assert finite.nonzero().flatten().tolist() == [67, 68, 69]
+    assert len(finite) >= rows.shape[1]
+
+
+def test_shared_pages_lie_in_the_same_place() -> None:
+    table = cached.empty_cache(FEATURES, regimes.draw(FEATURES)).arguments["block_table"]
+    for one in caches.shared_pages(FEATURES):
+        assert table[one.entry, one.page] == table[one.owner, one.owners_page]
+    used = table[table != cached.NOWHERE]
+    assert used.numel() - used.unique().numel() == len(caches.shared_pages(FEATURES)) > 0
 
 
 def test_entries_and_pages_lie_out_of_order() -> None:
@@ -127,7 +231,7 @@ def test_entries_and_pages_lie_out_of_order() -> None:
 
 
 def test_both_page_sizes_occur_in_the_smoke_matrix() -> None:
-    assert {cached.page_size(case) for case in smoke() if case.cache == "paged"} == set(cached.PAGE_SIZES)
+    assert {caches.page_size(case) for case in smoke() if case.cache == "paged"} == set(caches.PAGE_SIZES)
 
 
 @pytest.mark.parametrize(

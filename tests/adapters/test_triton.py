@@ -89,6 +89,15 @@ def test_a_window_that_reaches_every_key_has_the_tiles_of_no_window(monkeypatch)
     assert kernel.configuration(plain.replace(window_left=1023)) != kernel.configuration(plain)
 
 
+@pytest.mark.parametrize("changes", [{"lengths": "keys"}, {"left_pad": True}, {"window_left": 2}])
+def test_parts_are_stated_only_where_all_rows_share_out_the_same_keys(changes):
+    """And a batch of no entry at all has a walk too, whatever its lengths and windows."""
+    kernel, case = TritonKernel(CPU), case_of("fp32", batch=2, heads_q=1, heads_kv=1, seqlen_q=1, seqlen_k=300, cache="paged")
+    assert kernel.contract(case).splits == 3
+    assert kernel.contract(case.replace(**changes)).splits is None
+    kernel.contract(case.replace(batch=0, window_left=2, lengths="keys", left_pad=True))
+
+
 def test_fields_can_be_stated_and_wrong_ones_are_refused():
     assert flash_attention("bf16", CPU, block_q=None, block_k=16, prescaled=True).prescaled
     with pytest.raises(TypeError, match="colour"):

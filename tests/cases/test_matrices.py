@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 
-from flashverify.cases.case import ALIBIS, BIASES, CACHES, DTYPES, MASKS, AttentionCase
+from flashverify.cases.cached_pairs import PAIRED, pairs_of_cached_features
+from flashverify.cases.caches import PAGE_SIZES, appended, left_pads, page_size, shared_pages
+from flashverify.cases.case import ALIBIS, BIASES, CACHES, DTYPES, MASKS, ROTARIES, AttentionCase
 from flashverify.cases.coverage import coverage, tile_head_dim
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.lengths import PACKINGS, lengths
@@ -15,6 +17,8 @@ from flashverify.cases.matrices import MATRICES, matrix
 from flashverify.cases.packed_matrices import EDGES, HEAD_DIMS, standard_packed
 from flashverify.cases.paired import pairs_of_features
 from flashverify.cases.regimes import REGIMES
+from flashverify.cases.rotary import rotary_dim
+from flashverify.checks.function import _is_small
 
 SHARP_DTYPES = ("fp16", "bf16", "fp32")
 
@@ -39,6 +43,9 @@ FEATURES = {
     "cache",
     "paged-cache",
     "cache-lengths",
+    "shared-pages",
+    "leftpad",
+    "rotary",
 }
 
 
@@ -186,7 +193,14 @@ def test_standard_covers_the_axes() -> None:
     assert {(4, 2), (6, 2), (8, 1), (3, 3)} <= set(counts["heads"])
     assert len(counts["regime x dtype x mask"]) == len(REGIMES) * len(DTYPES) * len(MASKS)
     assert len(counts["layout x dtype"]) == len(LAYOUTS) * len(DTYPES)
-    some_dtypes = {"_distributions", "_narrow_values", "_biases", "pairs_of_features", "standard_packed"}
+    some_dtypes = {
+        "_distributions",
+        "_narrow_values",
+        "_biases",
+        "pairs_of_features",
+        "pairs_of_cached_features",
+        "standard_packed",
+    }
     drawn_in_every_dtype = [builder for builder in MATRICES["standard"] if builder.__name__ not in some_dtypes]
     by_dtype = Counter(
         case.dtype for case in {case.id: case for builder in drawn_in_every_dtype for case in builder()}.values()
@@ -282,5 +296,49 @@ def test_decoding_in_every_dtype_from_both_kinds_of_cache(name: str) -> None:
     assert 0 in {case.seqlen_k for case in cases}
     if name == "standard":
         assert {(case.dtype, case.cache, tile_head_dim(case)) for case in cases} >= set(
-            product(DTYPES, CACHES, (16, 32, 64, 128, 256))
+            product(DTYPES, ("contiguous", "paged"), (16, 32, 64, 128, 256))
         )
+
+
+@pytest.mark.parametrize("name", ["smoke", "standard"])
+def test_left_pads_turned_rows_and_shared_pages_of_both_kinds(name: str) -> None:
+    cases = [case for case in matrix(name) if case.cache is not None]
+    assert {case.rotary for case in cases} == {None, *ROTARIES}
+    assert any(rotary_dim(case) < case.head_dim for case in cases if case.rotary)
+    assert any(rotary_dim(case) == case.head_dim for case in cases if case.rotary)
+    assert any(case.left_pad and case.rotary for case in cases)
+    sharing = [case for case in cases if case.cache == "shared" and case.batch > 1]
+    assert all(shared_pages(case) for case in sharing if case.lengths is None)
+    # of a sequence that nothing is appended to, of one whose pads hide all, and of both
+    assert {pad for case in cases if case.left_pad for pad in left_pads(case)} >= {0, 1}
+    assert any(
+        appended(case) and pad == keys for case in cases for pad, (_, keys) in zip(left_pads(case), lengths(case), strict=True)
+    )
+    if name == "standard":
+        assert {page_size(case) for case in sharing} == set(PAGE_SIZES)
+        for feature in ("leftpad", "rotary", "shared-pages"):
+            assert {case.dtype for case in cases if feature in case.features} == set(DTYPES)
+
+
+def test_every_two_features_of_decoding_meet() -> None:
+    cases = list(pairs_of_cached_features())
+    assert len(cases) < 40
+
+    def values(case: AttentionCase) -> dict[str, object]:
+        fields = {
+            name: getattr(case, name) for name in ("rotary", "dtype", "cache", "left_pad", "lengths", "alibi", "head_dim")
+        }
+        others = {"softcap": case.softcap, "head_dim_v": case.head_dim_v, "scale": case.scale, "parity": case.seed % 2}
+        return fields | others | {"heads": (case.heads_q, case.heads_kv), "sizes": (case.seqlen_q, case.seqlen_k)}
+
+    def meets(settings: dict[str, object]) -> bool:
+        return any(settings.items() <= values(case).items() for case in cases)
+
+    names = [name for name in PAIRED if name != "view"]
+    apart = {("cache", "shared"): ({"parity": 1}, {"sizes": (20, 33)}, {"sizes": (33, 20)})}
+    for one, other in combinations(names, 2):
+        for first, second in product(PAIRED[one], PAIRED[other]):
+            never = any({other: second} == refused for refused in apart.get((one, first), ()))
+            assert meets({one: first, other: second}) is not never, (one, first, other, second)
+    assert all(appended(case) and _is_small(case) for case in cases)
+    assert all(shared_pages(case) for case in cases if case.cache == "shared" and case.lengths is None)

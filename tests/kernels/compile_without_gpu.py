@@ -8,9 +8,8 @@ not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous 
 descriptors, a name of SPLIT for them with float32 products of that precision, and a name of FEATURES for them with a sliding
 window, a soft cap, linear biases, a bias of q's dtype or of lse's ("long-bias") and its gradient, a boolean mask, or sinks and
 their gradient, or dropout whose mask the backward pass keeps in the sign bits of P, or ("dropout-mask") beside it. "packed" and
-"packed-all" stand for packed sequences, the latter with a window, a cap, linear biases, sinks and dropout. "+dropout" behind another
-of these adds dropout.
-A head size "192x128" is that of q and k, and that of v.
+"packed-all" stand for packed sequences, the latter with a window, a cap, linear biases, sinks and dropout.
+"+dropout" behind another of these adds dropout. A head size "192x128" is that of q and k, and that of v.
 """
 
 from __future__ import annotations
