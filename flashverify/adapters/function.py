@@ -24,6 +24,7 @@ class FunctionKernel:
 
     - `returns_lse = True`: it returns (out, lse).
     - `saves_outputs = True`: its backward pass works from the out and lse that it returned; see `Kernel`.
+    - `predictable = True`: its dropout mask is the host's; see `Kernel`.
     - `declines(case)`: why it does not take a case (a dtype, a head size), or None.
     - `numerical_contract(case, device)`: its `Contract`; otherwise that of a FlashAttention kernel with tiles of at least 16
       keys is assumed, the finest that tensor cores allow.
@@ -55,6 +56,7 @@ class FunctionKernel:
         self.sources: Path | None = None
         self.returns_lse = bool(getattr(function, "returns_lse", False))
         self.saves_outputs = bool(getattr(function, "saves_outputs", False))
+        self.predictable = bool(getattr(function, "predictable", False))
         self._function: Callable[..., Any] = function
 
     def declines(self, case: AttentionCase) -> str | None:

@@ -44,6 +44,7 @@ class SdpaKernel:
 
     returns_lse = False
     saves_outputs = False
+    predictable = False
 
     def __init__(self, backend: str, device: torch.device) -> None:
         """Choose a backend.

@@ -26,6 +26,7 @@ class TritonKernel:
 
     returns_lse = True
     saves_outputs = True
+    predictable = True
 
     def __init__(
         self, device: torch.device, name: str = "triton", package: str = PACKAGE, precision: Precision = "ieee"
