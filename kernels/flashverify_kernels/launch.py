@@ -24,6 +24,8 @@ UNSPECIALIZED = [
     "first_offset",
     "scale_bits",
     "softcap_bits",
+    "largest_dropped",
+    "dropout_bits",
 ]
 """Arguments whose value compiles no kernel anew. Strides and the head size do: loads are vectorised by their divisors."""
 

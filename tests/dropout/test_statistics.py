@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from flashverify.checks.rates import CERTIFICATE_CASES, CERTIFICATE_RATE
-from flashverify.dropout.mask import Stream, keep_tensor
+from flashverify.dropout.mask import Stream, keep_tensor, words_used
 from flashverify.dropout.samples import matchings, samples
 from flashverify.dropout.statistics import concordance, describe, examine, independence, rates, repeated_tiles, two_sided
 
@@ -32,13 +32,14 @@ def test_a_good_generator_raises_no_alarm(rate):
     assert alarms(good(rate=rate), rate) == (set(), "")
 
 
-def test_the_hosts_own_generator_raises_no_alarm():
+@pytest.mark.parametrize(("advance", "found"), [(1, set()), (0.5, {"independence"})])
+def test_the_hosts_own_generator_raises_no_alarm_unless_calls_share_words(advance, found):
     calls = []
-    for offset in (0, 512):
+    for offset in (0, int(advance * words_used(SHAPE[4]))):
         entries, heads, rows, columns = (torch.arange(size) for size in SHAPE[1:])
         which = Stream(5, offset, RATE)
         calls.append(keep_tensor(which, 4, entries[:, None, None, None], heads[:, None, None], rows[:, None], columns))
-    assert alarms(torch.stack(calls)) == (set(), "")
+    assert alarms(torch.stack(calls))[0] == found
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
