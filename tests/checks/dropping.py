@@ -16,7 +16,7 @@ from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, visible_mask
 from flashverify.cases.tensors import Inputs, Outputs
-from flashverify.dropout.mask import WORDS, Stream, keep_tensor, stream_of
+from flashverify.dropout.mask import HALF, SIDE, WORDS, Stream, keep_tensor, stream_of
 from flashverify.dropout.of_case import kept, rescale
 from flashverify.dropout.signbit import encode
 from flashverify.numerics.formats import TORCH_DTYPES
@@ -84,7 +84,7 @@ def no_carry(case):
     columns = torch.arange(case.seqlen_k)
     stream = stream_of(case)
     low, high = stream.offset // WORDS % 2**32, stream.offset // WORDS >> 32
-    wraps = low + columns // WORDS >= 2**32
+    wraps = low + columns // SIDE * HALF + columns % HALF >= 2**32
     around = of(case, lambda stream: Stream(stream.seed, WORDS * ((high - 1) * 2**32 + low), stream.rate), *indices(case))
     return torch.where(wraps, around, predicted(case))
 

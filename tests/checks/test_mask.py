@@ -120,10 +120,10 @@ def test_a_wrong_mask_everywhere_is_caught_everywhere(defect):
 
 
 def test_greater_than_the_threshold_is_caught_where_a_word_equals_it():
-    b, h, i, j = 1, 2, 20, 41
+    b, h, i, j = 1, 2, 20, 41  # I = 12, J = 17, the second word of both halves of keys and the first of queries
     stream = stream_of(PLAIN)
-    c = stream.offset // 4 + j // 4
-    word = philox4x32_scalar((c % 2**32, c >> 32, i, b * PLAIN.heads_q + h), stream.key)[j % 4]
+    c = stream.offset // 4 + 17
+    word = philox4x32_scalar((c % 2**32, c >> 32, 12, b * PLAIN.heads_q + h), stream.key)[2]
     result = check(everywhere(dropping.greater), PLAIN.replace(dropout=word / 2**32))
     assert failing(result) == set(TENSORS)
     assert all((bits.differing, bits.first) == (1, (b, h, i, j)) for bits in result.bits)
