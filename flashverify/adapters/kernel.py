@@ -28,6 +28,8 @@ class Kernel(Protocol):
         predictable: whether its dropout mask is the one that docs/adr/0016 defines and the host predicts. One of another
             generator is held to itself alone: backward against forward, its rate and independence. Either way the mask follows
             from the case, and is the same whenever the case runs: a generator's state is set to the case's stream before.
+        run_again: a method of case and inputs like `run`, if there is one, that leaves the generator's state as the call before
+            left it: what a training step does after another one.
         signed_probabilities: a method of case and inputs, if there is one: the probabilities before dropout, in the case's
             dtype, (batch, heads_q, seqlen_q, seqlen_k), with the sign bit set where dropout drops a pair, visible or not.
         unrounded: a method, if there is one: outputs in the accumulator's format, before the final rounding, as a debug mode

@@ -6,10 +6,12 @@ nothing that it returns as one is taken on trust. A kernel with a generator of i
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from flashverify.checks.examination import Examination
-from flashverify.checks.probes import Probes, Reading
+from flashverify.checks.probes import Reading, forward_mask, probes
 from flashverify.checks.registry import register
 from flashverify.dropout.of_case import kept
 from flashverify.records.dropout import Bits
@@ -27,18 +29,14 @@ def mask(examination: Examination) -> CheckResult | None:
         return None
     if 0 in (case.batch, case.seqlen_q, case.seqlen_k):
         return CheckResult(check="mask", verdict=Verdict.UNSUPPORTED, reason="no pairs")
-    predictable = examination.kernel.predictable
+    predictable, made = examination.kernel.predictable, probes(examination)
     counts = {name: Count(name, "predicted" if predictable else "forward") for name in TENSORS}
-    own = None if predictable else Own(examination)
-    for reading in Probes(examination).readings():
-        if own is None:
+    for reading in itertools.chain(made.of_keys(), made.of_queries()):
+        if predictable:
             counts[reading.tensor].add(reading, _predicted(examination, reading))
-        elif reading.tensor == "out":
-            own.add(reading)
-        else:
-            counts[reading.tensor].add(reading, *own.at(reading))
-    found = tuple(count.bits() for name, count in counts.items() if own is None or name != "out")
-    return judge("mask", found)
+        elif reading.tensor != "out":
+            counts[reading.tensor].add(reading, *forward_mask(examination).at(reading))
+    return judge("mask", tuple(count.bits() for name, count in counts.items() if predictable or name != "out"))
 
 
 def judge(check: str, found: tuple[Bits, ...]) -> CheckResult:
@@ -105,26 +103,3 @@ def _predicted(examination: Examination, reading: Reading) -> torch.Tensor:
         found = kept(case, entries, reading.heads[:, None, None], reading.rows[:, None], reading.columns)
     assert found is not None
     return found
-
-
-class Own:
-    """The mask that the forward pass of a kernel showed, where it did."""
-
-    def __init__(self, examination: Examination) -> None:
-        case = examination.case
-        shape = (case.batch, case.heads_q, case.seqlen_q, case.seqlen_k)
-        self.kept, self.known = (torch.zeros(shape, dtype=torch.bool, device=examination.kernel.device) for _ in range(2))
-
-    def add(self, reading: Reading) -> None:
-        """Keep what a reading of out shows."""
-        place = _place(reading)
-        self.kept[place], self.known[place] = reading.kept, reading.told & ~reading.broken
-
-    def at(self, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bits of another reading's pairs, and which of them are known."""
-        place = _place(reading)
-        return self.kept[place], self.known[place]
-
-
-def _place(reading: Reading) -> tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return slice(None), reading.heads[:, None, None], reading.rows[:, None], reading.columns

@@ -91,14 +91,24 @@ class Probes:
         self._rows, self._columns = (torch.arange(n, device=self._device) for n in (case.seqlen_q, case.seqlen_k))
         self._lse = self._log_sums()
 
-    def readings(self) -> Iterator[Reading]:
-        """Every block of every mask: of out and dq by blocks of keys, of dv and dk by blocks of queries."""
+    def of_keys(self) -> Iterator[Reading]:
+        """The masks of out and dq, in blocks of keys of all heads and rows."""
         width = min(self.case.head_dim, self.case.value_dim)
         for start in blocks(self.case.seqlen_k, width):
             yield from self._of_keys(self._columns[start : start + width])
+
+    def of_queries(self) -> Iterator[Reading]:
+        """The masks of dv and dk, in blocks of queries of one head of each group and all keys."""
+        width = min(self.case.head_dim, self.case.value_dim)
         for start in blocks(self.case.seqlen_q, width):
             for member in range(self.case.group_size):
                 yield from self._of_queries(self._rows[start : start + width], member)
+
+    def out_of_constant(self) -> torch.Tensor:
+        """The kernel's out where v = c everywhere: r c times the share of a row's pairs that is kept."""
+        inputs = self._blank()
+        inputs.v.fill_(self.c)
+        return self._run(inputs).outputs.out
 
     def _of_keys(self, columns: torch.Tensor) -> Iterator[Reading]:
         case, size = self.case, columns.numel()
@@ -161,6 +171,10 @@ class Probes:
         """P of the probes, float64 (batch, H, R, C); 0 where no pair is visible, or none in the row."""
         return torch.exp(self._logits(heads, rows, columns) - self._lse[:, heads[:, None], rows][..., None]).nan_to_num(nan=0.0)
 
+    def visible(self, heads: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Which pairs the softmax has, bool (batch, H, R, C)."""
+        return self._logits(heads, rows, columns) != -torch.inf
+
     def _logits(self, heads: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The logits of scores of 0, float64; -inf where a pair is not visible."""
         case, entries = self.case, torch.arange(self.case.batch, device=self._device)[:, None, None, None]
@@ -208,6 +222,42 @@ class Probes:
         probe = self._examination.probe(self.case)
         probe.inputs = layouts.apply(self.case, inputs)
         return probe
+
+
+class ForwardMask:
+    """The mask that the forward pass of a kernel shows; bool, (batch, heads_q, seqlen_q, seqlen_k).
+
+    Attributes:
+        kept: which pairs it kept.
+        known: where that was told: visible pairs of the blocks that were probed, of which nothing underflows.
+    """
+
+    def __init__(self, examination: Examination) -> None:
+        """Read it off the kernel."""
+        case = examination.case
+        shape = (case.batch, case.heads_q, case.seqlen_q, case.seqlen_k)
+        self.kept, self.known = (torch.zeros(shape, dtype=torch.bool, device=examination.kernel.device) for _ in range(2))
+        for reading in probes(examination).of_keys():
+            if reading.tensor == "out":
+                self.kept[_place(reading)], self.known[_place(reading)] = reading.kept, reading.told & ~reading.broken
+
+    def at(self, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bits of a reading's pairs, and which of them are known."""
+        return self.kept[_place(reading)], self.known[_place(reading)]
+
+
+def _place(reading: Reading) -> tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return slice(None), reading.heads[:, None, None], reading.rows[:, None], reading.columns
+
+
+def probes(examination: Examination) -> Probes:
+    """The probes of an examination, which its checks share."""
+    return examination.once("dropout probes", lambda: Probes(examination))
+
+
+def forward_mask(examination: Examination) -> ForwardMask:
+    """The mask of the forward pass, which the checks of an examination share."""
+    return examination.once("forward mask", lambda: ForwardMask(examination))
 
 
 def blocks(size: int, width: int) -> list[int]:

@@ -1,11 +1,13 @@
 """Attention with dropout as a kernel computes it, in plain torch, with a mask for each of its parts, any of which may be wrong.
 
-P and dS are rounded to the case's dtype before they multiply, sums are in float64, the factor comes last.
+Weights before normalisation, P and dS are rounded to the case's dtype before they multiply, sums are in float64, the factor
+comes last.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +135,16 @@ class Dropping(FakeKernel):
         self.name, self.device, self.runs = "dropping", CPU, 0
         self.sources: Path | None = None
         self.returns_lse = self.saves_outputs = True
-        self._change, self._stated = None, {}
+        self._change, self._stated, self._masks = None, {}, {}
+
+    def mask(self, name, case):
+        """One of the masks, made once a case."""
+        made = getattr(self, name)
+        if not inspect.isfunction(made):
+            return made(case)
+        if (made, case) not in self._masks:
+            self._masks[made, case] = made(case)
+        return self._masks[made, case]
 
     def run(self, case, inputs):
         self.runs += 1
@@ -141,7 +152,7 @@ class Dropping(FakeKernel):
 
     def signed_probabilities(self, case, inputs):
         p = probabilities(case, inputs)[0].to(TORCH_DTYPES[case.dtype])
-        return self.signed(encode(p, self.forward(case)))
+        return self.signed(encode(p, self.mask("forward", case)))
 
 
 def everywhere(mask, **fields):
@@ -173,12 +184,14 @@ def attention(kernel: Dropping, case: AttentionCase, inputs: Inputs) -> Outputs:
     k, v = (x.double().repeat_interleave(case.group_size, dim=1) for x in (inputs.k, inputs.v))
     q, dout = inputs.q.double(), inputs.dout.double()
     p, lse, slope = probabilities(case, inputs)
-    rounded = p.to(dtype).double()
-    out = (r * ((rounded * kernel.forward(case)) @ v)).to(dtype)
+    largest = p.amax(-1, keepdim=True) if case.seqlen_k else p.new_ones(p.shape[:-1])[..., None]
+    weights = torch.where(largest > 0.0, p / largest, 0.0).to(dtype).double()
+    out = (r * largest * ((weights * kernel.mask("forward", case)) @ v)).to(dtype)
     delta = (dout * out.double()).sum(-1, keepdim=True)
     dp = r * (dout @ v.mT)
-    ds_q, ds_k = ((slope * p * (mask(case) * dp - delta)).to(dtype).double() for mask in (kernel.of_dq, kernel.of_dk))
-    dv = r * ((rounded * kernel.of_dv(case)).mT @ dout)
+    masks = (kernel.mask(name, case) for name in ("of_dq", "of_dk"))
+    ds_q, ds_k = ((slope * p * (mask * dp - delta)).to(dtype).double() for mask in masks)
+    dv = r * ((p.to(dtype).double() * kernel.mask("of_dv", case)).mT @ dout)
     dk, dv = (x.unflatten(1, (case.heads_kv, case.group_size)).sum(2).to(dtype) for x in (case.softmax_scale * ds_k.mT @ q, dv))
     dq = (case.softmax_scale * ds_q @ k).to(dtype)
     dbias = dsink = None
