@@ -58,9 +58,15 @@ def threshold_of(rate: float) -> int:
     return round(rate * WORDS)
 
 
+def dropout_of(rate: float, state: torch.Tensor | None) -> Dropout | None:
+    """Dropout at a rate from 0 to 1, or None: no word drops a pair, or there is no state."""
+    threshold = threshold_of(rate)
+    return None if state is None or threshold == 0 else Dropout(state.contiguous(), threshold)
+
+
 def words_used(keys: int) -> int:
     """How far a call with so many keys advances the generator's offset: the words of its longest row of counters."""
-    return triton.cdiv(keys, 16) * 32
+    return (keys + 15) // 16 * 32
 
 
 def dropout_arguments(dropout: Dropout | None) -> tuple[torch.Tensor | int | None, ...]:

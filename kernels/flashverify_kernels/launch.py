@@ -20,6 +20,8 @@ UNSPECIALIZED = [
     "sequences",
     "seqlen_q",
     "seqlen_k",
+    "stored_q",
+    "stored_k",
     "causal_offset",
     "first_offset",
     "scale_bits",
