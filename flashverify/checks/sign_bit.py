@@ -43,6 +43,8 @@ def sign_bit(examination: Examination) -> CheckResult | None:
     inputs = examination.inputs
     with examination.stopwatch.stage("kernel"):
         signed = returned(case, inputs)
+    if signed is None:
+        return None
     _require_form(examination, signed)
     bits = signs(examination, signed)
     found = mask.judge("sign_bit", (bits,))

@@ -1,6 +1,8 @@
 """The mask check: every bit is read off a faithful kernel, whatever the features; each planted defect is caught where it is."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flashverify.cases.case import AttentionCase
 from flashverify.checks.examination import Examination
@@ -67,6 +69,26 @@ def test_every_visible_bit_of_a_faithful_kernel_is_told_and_right(change, dtype)
 @pytest.mark.parametrize("rate", [0.0, 2.0**-32, 0.01, 0.5, 0.9, 0.999, 1 - 2.0**-32, 1.0])
 def test_every_rate(rate, dtype):
     result = check(Dropping(), CASE.replace(dtype=dtype, dropout=rate))
+    assert result.verdict is Verdict.PASS, result.reason
+    assert all(bits.untold == 0 for bits in result.bits)
+
+
+@given(
+    st.sampled_from(["fp16", "bf16", "fp32", "fp64"]),
+    st.floats(0.0, 1.0) | st.floats(0.0, 2.0**-28) | st.floats(0.0, 2.0**-28).map(lambda rate: 1.0 - rate),
+    st.tuples(
+        st.integers(1, 2), st.integers(1, 2), st.integers(1, 2), st.integers(1, 40), st.integers(1, 40), st.integers(4, 24)
+    ),
+    st.integers(0, 2**64),
+)
+@settings(deadline=None, max_examples=40)
+def test_any_rate_shape_and_seed(dtype, rate, shape, seed):
+    batch, heads_kv, group, seqlen_q, seqlen_k, head_dim = shape
+    case = AttentionCase(
+        dtype=dtype, batch=batch, heads_q=group * heads_kv, heads_kv=heads_kv, seqlen_q=seqlen_q, seqlen_k=seqlen_k,
+        head_dim=head_dim, dropout=rate, seed=seed,
+    )  # fmt: skip
+    result = check(Dropping(), case)
     assert result.verdict is Verdict.PASS, result.reason
     assert all(bits.untold == 0 for bits in result.bits)
 

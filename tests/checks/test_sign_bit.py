@@ -96,7 +96,7 @@ def test_a_wrong_magnitude_is_caught_by_the_budget(change, dtype):
     [
         (lambda signed: signed[..., :-1], "probabilities: got shape"),
         (lambda signed: signed.float(), "probabilities: got torch.float32, accepted is torch.bfloat16"),
-        (lambda signed: None, "probabilities: got NoneType, accepted are tensors"),
+        (lambda signed: signed.tolist(), "probabilities: got list, accepted are tensors"),
     ],
 )
 def test_another_form_is_a_defect(change, words):
@@ -109,3 +109,4 @@ def test_it_does_not_apply_without_dropout_or_probabilities():
     assert check(Dropping(), CASE.replace(dropout=None)) is None
     assert check(Dropping(), CASE.replace(seqlen_q=0)) is None
     assert check(FakeKernel()) is None
+    assert check(Dropping(signed=lambda signed: None)) is None
