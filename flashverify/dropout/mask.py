@@ -1,7 +1,8 @@
 """The dropout mask of this house (docs/adr/0016): which pairs of query and key are kept, from the case alone.
 
-    c = offset / 4 + j // 4,   word = Philox(counter = (low(c), high(c), i, b·Hq + h), key = (low(seed), high(seed)))[j % 4]
-    t = round(rate·2^32),      pair (b, h, i, j) is kept iff word >= t
+    I = 8·(i div 16) + i mod 8,   J = 8·(j div 16) + j mod 8,   c = offset / 4 + J
+    word = Philox(counter = (low(c), high(c), I, b·Hq + h), key = (low(seed), high(seed)))[2·(j div 8 mod 2) + (i div 8 mod 2)]
+    t = round(rate·2^32),   pair (b, h, i, j) is kept iff word >= t
 
 The definition is stated once in scalar form (for mpmath and balls), once for numpy and once for torch; tests hold them equal.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,12 @@ Indices: TypeAlias = npt.NDArray[np.integer]
 Bits: TypeAlias = npt.NDArray[np.bool_]
 
 WORDS = 4
-"""Random words of a counter: keys that it serves."""
+"""Random words of a counter: of two queries and two keys, `HALF` apart."""
+
+HALF = 8
+TWO = 2
+SIDE = TWO * HALF
+"""Queries and keys come in groups of 16, which share the counters of 8."""
 
 ALL = 1 << WORD_BITS
 """Values of a word."""
@@ -96,10 +102,15 @@ class Stream:
         return ALL / kept if kept else 0.0
 
 
+def words_used(keys: int) -> int:
+    """By how many words a call with so many keys advances the offset: those of the counters of one row of eights."""
+    return -(-keys // SIDE) * HALF * WORDS
+
+
 def stream_of(case: AttentionCase) -> Stream | None:
     """The stream of a case, or None: it has no dropout. numpy's SeedSequence mixes the case's seed into seed and offset.
 
-    Half of the offsets lie so that the low word of c = offset / 4 + j // 4 overflows within the first 64 keys of every row; a
+    Half of the offsets lie so that the low word of c = offset / 4 + J overflows within the first 32 keys of every row; a
     quarter are small, a quarter anything that an int64 holds.
     """
     if case.dropout is None:
@@ -148,9 +159,15 @@ def keep_scalar(stream: Stream, heads_q: int, batch: int, head: int, row: int, c
     Raises:
         ValueError: if there is no such head, or batch·heads_q + head has more than 32 bits.
     """
-    c = stream.offset // WORDS + column // WORDS
-    counter = (c & LOW, c >> WORD_BITS, row, _row_of_words(heads_q, batch, head))
-    return philox4x32_scalar(counter, stream.key)[column % WORDS] >= stream.threshold
+    c = stream.offset // WORDS + _shared(column)
+    counter = (c & LOW, c >> WORD_BITS, _shared(row), _row_of_words(heads_q, batch, head))
+    word = TWO * (column // HALF % TWO) + row // HALF % TWO
+    return philox4x32_scalar(counter, stream.key)[word] >= stream.threshold
+
+
+def _shared(index: Any) -> Any:
+    """I of a query or J of a key, which those 8 apart share; an integer, or as many as a tensor has."""
+    return index // SIDE * HALF + index % HALF
 
 
 def keep(stream: Stream, heads_q: int, batch: int, head: int, rows: Indices, columns: Indices) -> Bits:
@@ -162,7 +179,7 @@ def keep(stream: Stream, heads_q: int, batch: int, head: int, rows: Indices, col
         batch: the batch entry, or the sequence of packed ones.
         head: the query head.
         rows: integer array (R,) of query rows, in any order.
-        columns: integer array (C,) of key columns, in any order; neighbours share their words.
+        columns: integer array (C,) of key columns, in any order.
 
     Returns:
         bool array (R, C).
@@ -171,10 +188,12 @@ def keep(stream: Stream, heads_q: int, batch: int, head: int, rows: Indices, col
         ValueError: as `keep_scalar`.
     """
     last = np.array([_row_of_words(heads_q, batch, head)], dtype=np.uint64)
-    fours, where = np.unique(np.asarray(columns, dtype=np.uint64) // np.uint64(WORDS), return_inverse=True)
-    c = np.uint64(stream.offset // WORDS) + fours
-    row = np.asarray(rows, dtype=np.uint64)[:, None]
-    kept = np.empty((row.shape[0], fours.size, WORDS), dtype=np.bool_)
+    row_groups, column_groups = (np.unique(np.asarray(indices, dtype=np.int64) // SIDE) for indices in (rows, columns))
+    row, c = (
+        (HALF * groups[:, None] + np.arange(HALF)).reshape(-1).astype(np.uint64) for groups in (row_groups, column_groups)
+    )
+    row, c = row[:, None], c + np.uint64(stream.offset // WORDS)
+    kept = np.empty((TWO, TWO, row.size, c.size), dtype=np.bool_)  # half of the keys, half of the queries, I, J
     threshold = np.uint64(stream.threshold)
     for part in _runs(c):
         low, high = c[part] & np.uint64(LOW), c[part][:1] >> np.uint64(WORD_BITS)
@@ -183,11 +202,19 @@ def keep(stream: Stream, heads_q: int, batch: int, head: int, rows: Indices, col
             block = slice(start, start + step)
             words = philox4x32((low, high, row[block], last), stream.key)
             for index, word in enumerate(words):
-                np.greater_equal(word, threshold, out=kept[block, part, index])
-    flat = kept.reshape(row.shape[0], fours.size * WORDS)
-    wanted = where.reshape(-1) * WORDS + np.asarray(columns, dtype=np.int64) % WORDS
-    is_all = wanted.size == flat.shape[1] and bool((wanted == np.arange(wanted.size)).all())
-    return flat if is_all else flat[:, wanted]
+                np.greater_equal(word, threshold, out=kept[*divmod(index, TWO), block, part])
+    halves = kept.reshape(TWO, TWO, row_groups.size, HALF, column_groups.size, HALF)
+    whole = halves.transpose(2, 1, 3, 4, 0, 5).reshape(SIDE * row_groups.size, SIDE * column_groups.size)
+    return _chosen(_chosen(whole, row_groups, rows, 0), column_groups, columns, 1)
+
+
+def _chosen(whole: Bits, groups: Indices, indices: Indices, axis: int) -> Bits:
+    """Of whole groups along an axis, those that were asked for."""
+    indices = np.asarray(indices, dtype=np.int64)
+    places = np.searchsorted(groups, indices // SIDE) * SIDE + indices % SIDE
+    if np.array_equal(places, np.arange(places.size)):  # a view, not a copy
+        return whole[: places.size] if axis == 0 else whole[:, : places.size]
+    return np.take(whole, places, axis)
 
 
 def _runs(c: npt.NDArray[np.uint64]) -> list[slice]:
@@ -220,11 +247,11 @@ def keep_tensor(
 
     entries, heads, rows, columns = (index.to(torch.int64) for index in (entries, heads, rows, columns))
     first = stream.offset // WORDS
-    fours, where = torch.unique(columns // WORDS, return_inverse=True)
-    c = fours + (first & LOW)
-    counter = (c & LOW, (c >> WORD_BITS) + (first >> WORD_BITS), rows, entries * heads_q + heads)
+    calls, where = torch.unique(_shared(columns), return_inverse=True)
+    c = calls + (first & LOW)
+    counter = (c & LOW, (c >> WORD_BITS) + (first >> WORD_BITS), _shared(rows), entries * heads_q + heads)
     words = torch.broadcast_tensors(*philox4x32_tensor(counter, stream.key))  # type: ignore[no-untyped-call]
-    flat = torch.stack([word >= stream.threshold for word in words], dim=-1).flatten(-2)
-    wanted = where * WORDS + columns % WORDS
-    is_all = torch.equal(wanted, torch.arange(flat.shape[-1], device=wanted.device))
-    return flat if is_all else flat[..., wanted]
+    upper = rows // HALF % TWO == 1
+    by_half = [torch.where(upper, words[TWO * half + 1], words[TWO * half]) >= stream.threshold for half in range(TWO)]
+    flat = torch.stack(by_half, dim=-1).flatten(-2)
+    return flat[..., where * TWO + columns // HALF % TWO]

@@ -9,7 +9,8 @@ import torch
 
 from flashverify_kernels.autocast import cast_as_autocast
 from flashverify_kernels.bias_validation import resolve_bias, resolve_mask, resolve_sink
-from flashverify_kernels.ops import attention
+from flashverify_kernels.generator import RngState, resolve_state
+from flashverify_kernels.ops import attention, probabilities
 from flashverify_kernels.tiles import Tiles
 from flashverify_kernels.validation import (
     check_bool,
@@ -27,6 +28,9 @@ from flashverify_kernels.validation import (
     window_offsets,
 )
 
+FlashResult = torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Out alone, or out, lse, and probabilities or None."""
+
 
 def flash_attn_func(
     q: torch.Tensor,
@@ -43,9 +47,10 @@ def flash_attn_func(
     *,
     attn_bias: torch.Tensor | None = None,
     learnable_sink: torch.Tensor | None = None,
+    rng_state: RngState = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """softmax(softmax_scale·QKᵀ)V with the layout, the names and the order of flash-attn 2.8.
 
     Causal masks are aligned bottom-right: query i sees key j iff j <= i + Nk - Nq. A row that sees no key gives out 0 and
@@ -57,7 +62,8 @@ def flash_attn_func(
         q: (B, Nq, Hq, D), float16, bfloat16, float32 or float64, any strides, D from 1 to 256.
         k: (B, Nk, Hkv, D), of q's dtype and device, any strides; Hkv divides Hq.
         v: (B, Nk, Hkv, Dv), any strides, Dv from 1 to 256.
-        dropout_p: 0; dropout is not there yet.
+        dropout_p: drop rate, from 0 to 1: the share of probabilities that are set to 0, while the others are multiplied by what
+            makes up for it. lse is that of all. To be 0 in evaluation.
         softmax_scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
         causal: whether query i sees no key after i + Nk - Nq.
         window_size: (left, right): query i sees keys i + Nk - Nq - left .. i + Nk - Nq + right alone; -1: no such limit. With
@@ -65,26 +71,29 @@ def flash_attn_func(
         softcap: logits x become softcap·tanh(x / softcap) before anything is hidden; 0: they stay. From 2^-20 to 2^40.
         alibi_slopes: float32, (Hq,) or (B, Hq): logits are lowered by slope·|i + Nk - Nq - j|. They get no gradient.
         deterministic: accepted for compatibility; the backward pass always is.
-        return_attn_probs: whether to return lse too.
+        return_attn_probs: whether to return lse too, and with dropout the probabilities.
         attn_bias: (1|B, 1|Hq, 1|Nq, Nk), any strides, bool, of q's dtype, or of lse's. Floating: it is added to logits after
             softcap and alibi_slopes, -inf hides a pair, and it gets a gradient of its own shape. bool: False hides a pair.
         learnable_sink: (Hq,), of q's dtype or lse's: one more logit for each head's denominators, not scaled and without a
             value, so that lse = ln(exp(sink) + Σ exp(logits)). A row that sees no key has lse = sink. It gets a gradient.
+        rng_state: dropout's seed and offset: two integers (64 bits each, the offset a multiple of 4), or int64 (2,) of their
+            bits, on that device; None: torch's generator of the device, which is advanced by the words that are used.
         input_precision: of float32 products: "ieee" (float32), "bf16x6", "tf32x3" or "tf32". Other dtypes ignore it.
         tiles: forces tile sizes, for verification; None: the table's.
 
     Returns:
-        out (B, Nq, Hq, Dv); with return_attn_probs (out, lse, None), lse the natural log-sum-exp (B, Hq, Nq) in float32, or
-        float64 for float64 inputs. The third is flash-attn's place for the probabilities of dropout.
+        out (B, Nq, Hq, Dv); with return_attn_probs (out, lse, probabilities), lse the natural log-sum-exp (B, Hq, Nq) in
+        float32, or float64 for float64 inputs. The probabilities, None without dropout, are (B, Hq, Nq, Nk), of q's dtype and
+        without a gradient: before rescaling, with the sign bit set where one is dropped, -0 if it is 0 (`torch.signbit`). They
+        take memory of Nq·Nk, and are for looking at.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes, devices or ranges are wrong.
-        NotImplementedError: a feature that is not there yet is asked for; the message names it.
     """
     return _flash(
         (q, k, v), ("q", "k", "v"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic,
-        return_attn_probs, attn_bias, learnable_sink, input_precision, tiles,
+        return_attn_probs, attn_bias, learnable_sink, rng_state, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -101,9 +110,10 @@ def flash_attn_qkvpacked_func(
     *,
     attn_bias: torch.Tensor | None = None,
     learnable_sink: torch.Tensor | None = None,
+    rng_state: RngState = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """`flash_attn_func` of q, k and v that lie in one tensor, with flash-attn 2.8's names and order.
 
     Nothing is copied: they are read where they lie. Arguments, results and errors but for qkv are those of `flash_attn_func`.
@@ -120,13 +130,14 @@ def flash_attn_qkvpacked_func(
         return_attn_probs: as there.
         attn_bias: as there.
         learnable_sink: as there.
+        rng_state: as there.
         input_precision: as there.
         tiles: as there.
     """
     check_packed("qkv", qkv, 3)
     return _flash(
         qkv.unbind(2), ("qkv", "qkv", "qkv"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
-        deterministic, return_attn_probs, attn_bias, learnable_sink, input_precision, tiles,
+        deterministic, return_attn_probs, attn_bias, learnable_sink, rng_state, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -144,9 +155,10 @@ def flash_attn_kvpacked_func(
     *,
     attn_bias: torch.Tensor | None = None,
     learnable_sink: torch.Tensor | None = None,
+    rng_state: RngState = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """`flash_attn_func` of k and v that lie in one tensor, with flash-attn 2.8's names and order.
 
     Nothing is copied: they are read where they lie. Arguments, results and errors but for kv are those of `flash_attn_func`.
@@ -164,13 +176,14 @@ def flash_attn_kvpacked_func(
         return_attn_probs: as there.
         attn_bias: as there.
         learnable_sink: as there.
+        rng_state: as there.
         input_precision: as there.
         tiles: as there.
     """
     check_packed("kv", kv, 2)
     return _flash(
         (q, *kv.unbind(2)), ("q", "kv", "kv"), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
-        deterministic, return_attn_probs, attn_bias, learnable_sink, input_precision, tiles,
+        deterministic, return_attn_probs, attn_bias, learnable_sink, rng_state, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -187,9 +200,10 @@ def _flash(
     return_attn_probs: bool,
     attn_bias: torch.Tensor | None,
     learnable_sink: torch.Tensor | None,
+    rng_state: RngState,
     input_precision: str,
     tiles: Tiles | None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """What flash-attn's functions share; `names` are what q, k and v are called in messages."""
     check_tensors(tuple(zip(names, tensors, strict=True)))
     check_bool("causal", causal)
@@ -208,9 +222,15 @@ def _flash(
     bias = resolve_bias("attn_bias", attn_bias, q, k)
     sink = resolve_sink("learnable_sink", learnable_sink, q)
     visible = window_offsets(q.shape[2], k.shape[2], left, 0 if causal else right)
-    out, lse = attention(q, k, v, scale, cap, slopes, bias, sink, *visible, input_precision, forced)
+    state = resolve_state("rng_state", rng_state, q, k.shape[2], dropout_p)
+    out, lse = attention(q, k, v, scale, cap, slopes, bias, sink, *visible, input_precision, forced, dropout_p, state)
     out = out.transpose(1, 2)
-    return (out, lse, None) if return_attn_probs else out
+    if not return_attn_probs:
+        return out
+    if state is None:
+        return out, lse, None
+    with torch.no_grad():
+        return out, lse, probabilities(q, k, lse, scale, cap, slopes, bias, *visible, input_precision, dropout_p, state)
 
 
 def scaled_dot_product_attention(
@@ -223,6 +243,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    rng_state: RngState = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
@@ -238,10 +259,12 @@ def scaled_dot_product_attention(
         attn_mask: 2 to 4 dimensions that broadcast to (B, Hq, Nq, Nk), any strides: bool, False hiding a pair, or of query's
             dtype or the accumulator's (float32, for float64 float64), added to logits, -inf hiding a pair; it gets a gradient.
             A query that sees no key gives out 0. None with is_causal.
-        dropout_p: 0; dropout is not there yet.
+        dropout_p: drop rate, from 0 to 1; whether a model is trained is not known here, as in torch's.
         is_causal: whether query i sees no key after i.
         scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
         enable_gqa: whether Hkv may be a proper divisor of Hq.
+        rng_state: dropout's seed and offset: two integers (64 bits each, the offset a multiple of 4), or int64 (2,) of their
+            bits, on that device; None: torch's generator of the device, which is advanced by the words that are used.
         input_precision: of float32 products: "ieee" (float32), "bf16x6", "tf32x3" or "tf32". Other dtypes ignore it.
         tiles: forces tile sizes, for verification; None: the table's.
 
@@ -251,7 +274,6 @@ def scaled_dot_product_attention(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes, devices or ranges are wrong.
-        NotImplementedError: a feature that is not there yet is asked for; the message names it.
     """
     query, key, value, attn_mask = (cast_as_autocast(x) for x in (query, key, value, attn_mask))
     check_tensors((("query", query), ("key", key), ("value", value)))
@@ -269,5 +291,8 @@ def scaled_dot_product_attention(
     forced = check_tiles("tiles", tiles)
     resolved = resolve_scale("scale", scale, query)
     visible = 0 if is_causal else None, None
-    out, _ = attention(query, key, value, resolved, None, None, bias, None, *visible, input_precision, forced)
+    state = resolve_state("rng_state", rng_state, query, key.shape[2], dropout_p)
+    out, _ = attention(
+        query, key, value, resolved, None, None, bias, None, *visible, input_precision, forced, dropout_p, state
+    )  # fmt: skip
     return out

@@ -2,8 +2,10 @@
 
 import torch
 
+from flashverify_kernels.api import FlashResult
 from flashverify_kernels.bias_validation import resolve_sink
-from flashverify_kernels.ops_packed import packed_attention
+from flashverify_kernels.generator import RngState, resolve_state
+from flashverify_kernels.ops_packed import packed_attention, packed_probabilities
 from flashverify_kernels.packed_validation import check_longest, check_rows, check_starts, check_used
 from flashverify_kernels.tiles import Tiles
 from flashverify_kernels.validation import (
@@ -43,9 +45,10 @@ def flash_attn_varlen_func(
     learnable_sink: torch.Tensor | None = None,
     seqused_q: torch.Tensor | None = None,
     seqused_k: torch.Tensor | None = None,
+    rng_state: RngState = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """`flash_attn_func` of each of B sequences that lie one after another, with flash-attn 2.8's names and order.
 
     Sequence b has the rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1] - 1 of q, and those of cu_seqlens_k of k and v; of them it
@@ -62,26 +65,28 @@ def flash_attn_varlen_func(
         v: (rows of all, Hkv, Dv), any strides, Dv from 1 to 256.
         cu_seqlens_q: int32 (B + 1,), where sequences begin in q, and where the last one ends.
         cu_seqlens_k: int32 (B + 1,), the same of k and v.
-        max_seqlen_q: of the sequences in q; accepted for compatibility: nothing here depends on it.
-        max_seqlen_k: of the sequences in k; likewise.
-        dropout_p: 0; dropout is not there yet.
+        max_seqlen_q: of the sequences in q: how many queries of each the probabilities show; nothing else depends on it.
+        max_seqlen_k: of the sequences in k, likewise.
+        dropout_p: as for `flash_attn_func`; b is the sequence, and queries and keys count from its start.
         softmax_scale: factor of QKᵀ, any finite number; None: 1/sqrt(D).
         causal: whether query i sees no key after i + Nk - Nq.
         window_size: (left, right), as for `flash_attn_func`.
         softcap: as for `flash_attn_func`.
         alibi_slopes: float32, (Hq,) or (B, Hq): logits are lowered by slope·|i + Nk - Nq - j|. They get no gradient.
         deterministic: accepted for compatibility; the backward pass always is.
-        return_attn_probs: whether to return lse too.
+        return_attn_probs: whether to return lse too, and with dropout the probabilities.
         block_table: None; pages of keys are there in `flash_attn_with_kvcache` alone.
         learnable_sink: as for `flash_attn_func`.
         seqused_q: int32 (B,): how many rows of each stretch of q are the sequence; None: all.
         seqused_k: int32 (B,): the same of k and v.
+        rng_state: as for `flash_attn_func`.
         input_precision: as for `flash_attn_func`.
         tiles: as for `flash_attn_func`.
 
     Returns:
-        out (rows of all, Hq, Dv); with return_attn_probs (out, lse, None), lse the natural log-sum-exp (Hq, rows of all) in
-        float32, or float64 for float64 inputs.
+        out (rows of all, Hq, Dv); with return_attn_probs (out, lse, probabilities), lse the natural log-sum-exp (Hq, rows of
+        all) in float32, or float64 for float64 inputs. The probabilities are those of `flash_attn_func`, (B, Hq, max_seqlen_q,
+        max_seqlen_k), 0 beyond a sequence's lengths.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -95,7 +100,7 @@ def flash_attn_varlen_func(
         (q, k, v), ("q", "k", "v"), ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k),
         ("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k), dropout_p, softmax_scale, causal, window_size, softcap,
         alibi_slopes, deterministic, return_attn_probs, learnable_sink, ("seqused_q", seqused_q), ("seqused_k", seqused_k),
-        input_precision, tiles,
+        rng_state, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -114,9 +119,10 @@ def flash_attn_varlen_qkvpacked_func(
     *,
     learnable_sink: torch.Tensor | None = None,
     seqused: torch.Tensor | None = None,
+    rng_state: RngState = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """`flash_attn_varlen_func` of q, k and v that lie in one tensor, with flash-attn 2.8's names and order.
 
     Nothing is copied: they are read where they lie. What is not said here is as there.
@@ -135,6 +141,7 @@ def flash_attn_varlen_qkvpacked_func(
         return_attn_probs: as there.
         learnable_sink: as there.
         seqused: int32 (B,): how many rows of each stretch are the sequence; None: all.
+        rng_state: as there.
         input_precision: as there.
         tiles: as there.
     """
@@ -142,7 +149,7 @@ def flash_attn_varlen_qkvpacked_func(
     starts, longest, used = ("cu_seqlens", cu_seqlens), ("max_seqlen", max_seqlen), ("seqused", seqused)
     return _flash(
         qkv.unbind(1), ("qkv", "qkv", "qkv"), starts, starts, longest, longest, dropout_p, softmax_scale, causal, window_size,
-        softcap, alibi_slopes, deterministic, return_attn_probs, learnable_sink, used, used, input_precision, tiles,
+        softcap, alibi_slopes, deterministic, return_attn_probs, learnable_sink, used, used, rng_state, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -165,9 +172,10 @@ def flash_attn_varlen_kvpacked_func(
     learnable_sink: torch.Tensor | None = None,
     seqused_q: torch.Tensor | None = None,
     seqused_k: torch.Tensor | None = None,
+    rng_state: RngState = None,
     input_precision: str = "ieee",
     tiles: Tiles | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """`flash_attn_varlen_func` of k and v that lie in one tensor, with flash-attn 2.8's names and order.
 
     Nothing is copied: they are read where they lie. What is not said here is as there.
@@ -190,6 +198,7 @@ def flash_attn_varlen_kvpacked_func(
         learnable_sink: as there.
         seqused_q: as there.
         seqused_k: as there.
+        rng_state: as there.
         input_precision: as there.
         tiles: as there.
     """
@@ -198,7 +207,7 @@ def flash_attn_varlen_kvpacked_func(
         (q, *kv.unbind(1)), ("q", "kv", "kv"), ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k),
         ("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k), dropout_p, softmax_scale, causal, window_size, softcap,
         alibi_slopes, deterministic, return_attn_probs, learnable_sink, ("seqused_q", seqused_q), ("seqused_k", seqused_k),
-        input_precision, tiles,
+        rng_state, input_precision, tiles,
     )  # fmt: skip
 
 
@@ -224,9 +233,10 @@ def _flash(
     learnable_sink: torch.Tensor | None,
     used_q: Named,
     used_k: Named,
+    rng_state: RngState,
     input_precision: str,
     tiles: Tiles | None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, None]:
+) -> FlashResult:
     """What the three functions share; `names` are what q, k and v are called in messages."""
     named = tuple(zip(names, tensors, strict=True))
     check_tensors(named, dims=3)
@@ -255,6 +265,13 @@ def _flash(
     last = None if last is None or last >= everything > 0 else last
     first = None if left is None or left >= everything else -left
     where = starts_q[1], starts_k[1], used_q[1], used_k[1]
-    out, lse = packed_attention(q, k, v, sink, *where, scale, cap, slopes, last, first, input_precision, forced)
+    state = resolve_state("rng_state", rng_state, q, k.shape[2], dropout_p)
+    options = scale, cap, slopes, last, first, input_precision
+    out, lse = packed_attention(q, k, v, sink, *where, *options, forced, dropout_p, state)
     out = out[0].transpose(0, 1)
-    return (out, lse[0], None) if return_attn_probs else out
+    if not return_attn_probs:
+        return out
+    if state is None:
+        return out, lse[0], None
+    with torch.no_grad():
+        return out, lse[0], packed_probabilities(q, k, lse, *where, longest_q[1], longest_k[1], *options, dropout_p, state)

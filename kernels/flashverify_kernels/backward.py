@@ -5,7 +5,8 @@
 
 With a soft cap c, t = tanh(S·scale / c) takes the place of S and c that of scale in P, and dS gets the factor 1 - t², formed
 without cancellation. Linear biases lower S as in the forward pass, and other biases and masks change it as there; of pairs that
-they hide, P and dS are 0. A sink is in lse, and P needs nothing else of it. dbias and dsink: see `dbias.py` and `dsink.py`.
+they hide, P and dS are 0. Dropout (`dropout.py`), with Z = 1 for kept pairs and r their rescaling, has dV = r·(Z·P)ᵀ·dO and
+dS = P·(Z·dP·r - delta). A sink is in lse, and P needs nothing else of it. dbias and dsink: see `dbias.py` and `dsink.py`.
 
 The recomputation from lse is that of FlashAttention (Dao et al., arXiv 2205.14135). Two kernels own their outputs: one program
 of `dkdv_kernel` a block of keys, summing over the query heads of its group, one program of `dq_kernel` a block of query rows.
@@ -20,6 +21,7 @@ from flashverify_kernels.dbias import bias_gradient
 from flashverify_kernels.delta import row_statistics
 from flashverify_kernels.dkdv import dkdv_kernel
 from flashverify_kernels.dq import dq_kernel
+from flashverify_kernels.dropout import Dropout, dropout_arguments
 from flashverify_kernels.dsink import sink_gradient
 from flashverify_kernels.launch import (
     EMULATE_BF16,
@@ -60,6 +62,7 @@ def attention_backward(
     alibi: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    dropout: Dropout | None = None,
     needs_bias_grad: bool = False,
     needs_sink_grad: bool = False,
     packed: Packed | None = None,
@@ -85,6 +88,7 @@ def attention_backward(
         alibi: slopes (B, Hq) of linear biases, float32, any strides; None: there were none.
         bias: the forward's bias or mask, (1|B, 1|Hq, 1|Nq, Nk), any strides, or None.
         sink: the forward's sinks, (Hq,), or None.
+        dropout: the forward's dropout, or None.
         needs_bias_grad: whether to compute the gradient of a floating bias.
         needs_sink_grad: whether to compute that of sinks.
         packed: where sequences lie, as for the forward pass; gradients of rows that are no sequence's are 0.
@@ -125,7 +129,8 @@ def attention_backward(
     scores_of = (slopes, *with_strides(bias_view, 4))
     strides = (*q.stride(), *k.stride(), *v.stride(), *dout.stride())
     offsets = (0 if offset is None else offset for offset in (causal_offset, first_offset))
-    sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, scale_bits(scale), scale_bits(softcap or 0.0))
+    factors = (scale_bits(scale), scale_bits(softcap or 0.0), *dropout_arguments(dropout))
+    sizes = (seqlen_q, rows_lse.shape[2], seqlen_k, head_dim, *offsets, *factors)
     products = batch * heads_q * seqlen_q * seqlen_k * head_dim if packed is None else None
 
     def sources_of(tile: TileConfig) -> tuple[TileOf, ...]:

@@ -3,7 +3,7 @@
 import torch
 
 from flashverify_kernels.launch import accumulator_of
-from flashverify_kernels.validation import _name
+from flashverify_kernels.validation import dtype_name
 
 
 def _check_dense(name: str, value: object, q: torch.Tensor, *, allows_bool: bool) -> torch.Tensor:
@@ -15,8 +15,8 @@ def _check_dense(name: str, value: object, q: torch.Tensor, *, allows_bool: bool
         raise TypeError(f"{name}: got {kind}, accepted are dense tensors (torch.strided)")
     accepted = dict.fromkeys((*([torch.bool] if allows_bool else []), q.dtype, accumulator_of(q.dtype)))
     if value.dtype not in accepted:
-        names = ", ".join(_name(dtype) for dtype in accepted)
-        raise TypeError(f"{name}: got dtype {_name(value.dtype)}, accepted beside {_name(q.dtype)} are {names}")
+        names = ", ".join(dtype_name(dtype) for dtype in accepted)
+        raise TypeError(f"{name}: got dtype {dtype_name(value.dtype)}, accepted beside {dtype_name(q.dtype)} are {names}")
     if value.device != q.device:
         raise ValueError(f"{name}: got a tensor on {value.device}, accepted is q's device, {q.device}")
     return value

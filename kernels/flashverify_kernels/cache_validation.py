@@ -4,7 +4,7 @@ import numbers
 
 import torch
 
-from flashverify_kernels.validation import MAX_HEAD_DIM, _name, _shown
+from flashverify_kernels.validation import MAX_HEAD_DIM, dtype_name, shown
 
 PAGE_MULTIPLE = 16
 """Keys of a page are a multiple of it."""
@@ -45,9 +45,9 @@ def check_integers(name: str, x: object, q: torch.Tensor, dimensions: int = 1) -
         ValueError: if its shape or device is wrong.
     """
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: got {_shown(x)}, accepted are an int32 tensor and None")
+        raise TypeError(f"{name}: got {shown(x)}, accepted are an int32 tensor and None")
     if x.is_nested or x.layout != torch.strided or x.dtype != torch.int32:
-        kind = "a nested tensor" if x.is_nested else f"dtype {_name(x.dtype)}, layout {x.layout}"
+        kind = "a nested tensor" if x.is_nested else f"dtype {dtype_name(x.dtype)}, layout {x.layout}"
         raise TypeError(f"{name}: got {kind}, accepted are dense tensors of int32")
     if x.dim() != dimensions or x.shape[0] != q.shape[0]:
         # Formed here alone: a symbolic size that is printed becomes a constant, and other batches are compiled anew.
@@ -133,7 +133,7 @@ def resolve_seqlens(
         check_integers("cache_seqlens", value, q)
         return value, 0
     if isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt):
-        raise TypeError(f"cache_seqlens: got {_shown(value)}, accepted are an integer, an int32 tensor and None")
+        raise TypeError(f"cache_seqlens: got {shown(value)}, accepted are an integer, an int32 tensor and None")
     length = value if isinstance(value, torch.SymInt) else int(value)
     if not 0 <= length <= capacity - tokens:
         accepted = f"lengths from 0 to {capacity - tokens}: the cache has room for {capacity} keys, {tokens} are new"
@@ -159,8 +159,10 @@ def check_rotary(
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name}: got {type(x).__name__}, accepted are a torch.Tensor and None")
         if x.is_nested or x.layout != torch.strided or x.dtype not in (q.dtype, torch.float32):
-            kind = "a nested tensor" if x.is_nested else f"dtype {_name(x.dtype)}, layout {x.layout}"
-            raise TypeError(f"{name}: got {kind}, accepted are dense tensors of q's dtype, {_name(q.dtype)}, and of float32")
+            kind = "a nested tensor" if x.is_nested else f"dtype {dtype_name(x.dtype)}, layout {x.layout}"
+            raise TypeError(
+                f"{name}: got {kind}, accepted are dense tensors of q's dtype, {dtype_name(q.dtype)}, and of float32"
+            )
         if x.device != q.device:
             raise ValueError(f"{name}: got a tensor on {x.device}, accepted is q's device, {q.device}")
     if not appends:
@@ -175,8 +177,8 @@ def check_rotary(
         accepted = f"positive multiples of {ROTARY_MULTIPLE} up to q's head size, {q.shape[3]}"
         raise ValueError(f"rotary_cos: got a rotary dim of {rotary_dim}, accepted are {accepted}")
     if rotary_sin.shape != rotary_cos.shape or rotary_sin.dtype != rotary_cos.dtype:
-        found = f"shape {tuple(rotary_sin.shape)}, dtype {_name(rotary_sin.dtype)}"
-        accepted = f"rotary_cos's, {tuple(rotary_cos.shape)}, {_name(rotary_cos.dtype)}"
+        found = f"shape {tuple(rotary_sin.shape)}, dtype {dtype_name(rotary_sin.dtype)}"
+        accepted = f"rotary_cos's, {tuple(rotary_cos.shape)}, {dtype_name(rotary_cos.dtype)}"
         raise ValueError(f"rotary_sin: got {found}, accepted is {accepted}")
 
 
@@ -188,7 +190,7 @@ def check_splits(name: str, value: object) -> int:
         ValueError: if it is negative or too large.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are integers")
+        raise TypeError(f"{name}: got {shown(value)}, accepted are integers")
     if not 0 <= value <= MOST_SPLITS:
         raise ValueError(f"{name}: got {value}, accepted are integers from 0 (chosen here) to {MOST_SPLITS}")
     return int(value)

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from flashverify_kernels.dropout import dropped_pairs, marked, score_gradient, unpack_dropout
 from flashverify_kernels.launch import UNSPECIALIZED, alibi_strides, expanded_bias, needs_wide_offsets, with_strides
 from flashverify_kernels.primitives import (
     alibi_slope,
@@ -71,6 +72,10 @@ def dbias_kernel(
     first_offset,
     scale_bits,
     softcap_bits,
+    dropout_ptr,
+    largest_dropped,
+    dropout_bits,
+    DROPOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -132,6 +137,8 @@ def dbias_kernel(
     first_batch = stored // stored_heads * batches
     first_head = stored % stored_heads * heads
 
+    if DROPOUT:
+        seed, first_call, kept_scale = unpack_dropout(dropout_ptr, dropout_bits, ACCUMULATOR)
     dbias = tl.zeros((BLOCK_M, BLOCK_N), ACCUMULATOR)
     for step in range(0, batches * heads * blocks_seen):
         first_row = begin + step % blocks_seen * BLOCK_M
@@ -181,7 +188,14 @@ def dbias_kernel(
             stride_vn, stride_vd, keys_left, value_dim, BLOCK_N, BLOCK_DV, True, CHECK_DV, WIDE, False, BF16,
         )  # fmt: skip
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        dbias += tl.where(p == 0.0, 0.0, p * (dp - delta[:, None]))
+        if DROPOUT:
+            dropped = dropped_pairs(
+                seed, first_call, batch * heads_q + head, first_row, first_key, largest_dropped, BLOCK_M, BLOCK_N, False
+            )
+            ds = score_gradient(marked(p, dropped, DROPOUT), dropped, dp, delta[:, None], kept_scale, DROPOUT)
+        else:
+            ds = p * (dp - delta[:, None])
+        dbias += tl.where(p == 0.0, 0.0, ds)
 
     if ONE_ROW:
         base = dbias_ptr + stored.to(tl.int64) * seqlen_k + first_key
@@ -219,7 +233,7 @@ def bias_gradient(
         alibi: slopes (B, Hq), or None.
         tile: block sizes and warps; stages don't count, since a tile of the bias needs one visit of most others.
         output_dtype: dtype that the gradient is rounded to; None: that of bias.
-        sizes: as for the other kernels of the backward pass, from seqlen_q to softcap_bits.
+        sizes: as for the other kernels of the backward pass, from seqlen_q to the bits of dropout.
         options: as for them.
 
     Returns:

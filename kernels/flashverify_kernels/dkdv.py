@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from flashverify_kernels.dropout import dropped_pairs, kept, marked, score_gradient, unpack_dropout
 from flashverify_kernels.launch import UNSPECIALIZED
 from flashverify_kernels.packed import own_key_block, row_statistic, rows_from
 from flashverify_kernels.primitives import (
@@ -75,6 +76,10 @@ def dkdv_kernel(
     first_offset,
     scale_bits,
     softcap_bits,
+    dropout_ptr,
+    largest_dropped,
+    dropout_bits,
+    DROPOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -168,6 +173,8 @@ def dkdv_kernel(
     inverse = 0.0
     if BIAS:
         inverse = 1.0 / logit_scale
+    if DROPOUT:
+        seed, first_call, kept_scale = unpack_dropout(dropout_ptr, dropout_bits, ACCUMULATOR)
     dk = tl.zeros((BLOCK_N, BLOCK_D), ACCUMULATOR)
     dv = tl.zeros((BLOCK_N, BLOCK_DV), ACCUMULATOR)
     for member in range(0, group_size):
@@ -210,13 +217,24 @@ def dkdv_kernel(
                         p = tl.where(keys[:, None] <= queries[None, :] + causal_offset, p, 0.0)
                     if WINDOW:
                         p = tl.where(keys[:, None] >= queries[None, :] + first_offset, p, 0.0)
+            weights = p
+            if DROPOUT:
+                entry_and_head = sequence * heads_kv * group_size + head
+                dropped = dropped_pairs(
+                    seed, first_call, entry_and_head, start, first_key, largest_dropped, BLOCK_M, BLOCK_N, True
+                )
+                p = marked(p, dropped, DROPOUT)
+                weights = kept(p, dropped, DROPOUT)
             dout = load_tile(
                 dout_base, batch, head, start, stride_gn, stride_gd, rows_left, value_dim,
                 BLOCK_M, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
             )  # fmt: skip
-            dv = tl.dot(as_operand(p, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            dv = tl.dot(as_operand(weights, STORAGE, BF16), dout, dv, input_precision=PRECISION, out_dtype=ACCUMULATOR)
             dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION, out_dtype=ACCUMULATOR)
-            ds = p * (dp - delta[None, :])
+            if DROPOUT:  # noqa: SIM108 (decided when the kernel is compiled)
+                ds = score_gradient(p, dropped, dp, delta[None, :], kept_scale, DROPOUT)
+            else:
+                ds = p * (dp - delta[None, :])
             if SOFTCAP:
                 ds = ds * slope
             if BIAS:
@@ -225,6 +243,8 @@ def dkdv_kernel(
 
     dk_base = head_base(dk_ptr, batch, head_kv, stride_xb, stride_xh, False)
     dk = dk * (scale * sign)
+    if DROPOUT:
+        dv = dv * kept_scale
     if PACKED:  # rows of the stretch that are not the sequence's
         dk = tl.where((keys < seqlen_k)[:, None], dk, 0.0)
         dv = tl.where((keys < seqlen_k)[:, None], dv, 0.0)

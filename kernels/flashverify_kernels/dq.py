@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from flashverify_kernels.dropout import dropped_pairs, marked, score_gradient, unpack_dropout
 from flashverify_kernels.launch import UNSPECIALIZED
 from flashverify_kernels.packed import own_query_block, row_statistic, rows_from
 from flashverify_kernels.primitives import (
@@ -75,6 +76,10 @@ def dq_kernel(
     first_offset,
     scale_bits,
     softcap_bits,
+    dropout_ptr,
+    largest_dropped,
+    dropout_bits,
+    DROPOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -166,6 +171,8 @@ def dq_kernel(
     if BIAS:
         inverse = 1.0 / logit_scale
         bias_base = head_base(bias_ptr, batch, head, stride_bb, stride_bh, False) + tl.cast(first_row, tl.int64) * stride_bm
+    if DROPOUT:
+        seed, first_call, kept_scale = unpack_dropout(dropout_ptr, dropout_bits, ACCUMULATOR)
     dq = tl.zeros((BLOCK_M, BLOCK_D), ACCUMULATOR)
     for start in range(begin, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
@@ -191,8 +198,16 @@ def dq_kernel(
         p = probabilities(scores, lse[:, None], logit_scale)
         if BIAS:
             p = tl.where(scores == float("-inf"), 0.0, p)  # in a row that sees no key too, whose lse is -inf
+        if DROPOUT:
+            dropped = dropped_pairs(
+                seed, first_call, sequence * heads_q + head, first_row, start, largest_dropped, BLOCK_M, BLOCK_N, False
+            )
+            p = marked(p, dropped, DROPOUT)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        ds = p * (dp - delta[:, None])
+        if DROPOUT:  # noqa: SIM108 (decided when the kernel is compiled)
+            ds = score_gradient(p, dropped, dp, delta[:, None], kept_scale, DROPOUT)
+        else:
+            ds = p * (dp - delta[:, None])
         if SOFTCAP:
             ds = ds * slope
         if BIAS:

@@ -6,7 +6,8 @@
 A soft cap c makes logits c·tanh(S·scale / c): tanh then takes the place of S above, and c that of scale. A linear bias (ALiBi,
 Press et al., arXiv 2108.12409) lowers S by slope / scale times the distance of key and query. Another additive bias adds
 bias·(1 / scale) to S, and a mask puts -inf in its place. A sink s (Xiao et al., arXiv 2309.17453) starts m at s·(1 / scale) and
-l at 1: it is part of the sum and of no product.
+l at 1: it is part of the sum and of no product. Dropout (`dropout.py`) sets P to 0 behind the sum, and out is multiplied by
+what makes up for it, once.
 
 The online softmax is that of Milakov and Gimelshein (arXiv 1805.02867), its tiling that of FlashAttention-2 (Dao,
 arXiv 2307.08691). The maximum is taken of the raw scores and subtracted before scaling: p <= 1 whatever the size of the logits,
@@ -18,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from flashverify_kernels.dropout import Dropout, dropout_arguments, dropped_pairs, unpack_dropout
 from flashverify_kernels.launch import (
     EMULATE_BF16,
     UNSPECIALIZED,
@@ -103,6 +105,10 @@ def forward_kernel(
     first_offset,
     scale_bits,
     softcap_bits,
+    dropout_ptr,
+    largest_dropped,
+    dropout_bits,
+    DROPOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -200,6 +206,8 @@ def forward_kernel(
         sink_score = sink * inverse
         running_max = tl.zeros((BLOCK_M,), ACCUMULATOR) + sink_score
         running_sum = tl.where(running_max == float("-inf"), running_sum, 1.0)
+    if DROPOUT:
+        seed, first_call, kept_scale = unpack_dropout(dropout_ptr, dropout_bits, ACCUMULATOR)
     for start in range(begin, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         keys_left = seqlen_k - start
@@ -235,12 +243,19 @@ def forward_kernel(
             v_base, batch, head_kv, start, stride_vn, stride_vd, keys_left, value_dim,
             BLOCK_N, BLOCK_DV, True, CHECK_DV, WIDE, DESCRIPTORS, BF16,
         )  # fmt: skip
+        if DROPOUT:  # behind the sum: lse is that of all probabilities
+            dropped = dropped_pairs(
+                seed, first_call, sequence * heads_q + head, first_row, start, largest_dropped, BLOCK_M, BLOCK_N, False
+            )
+            p = tl.where(dropped, 0.0, p)
         accumulator = tl.dot(as_operand(p, STORAGE, BF16), v, accumulator, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         running_max = new_max
 
     saw_no_key = running_sum == 0.0
     divisor = tl.where(saw_no_key, 1.0, running_sum)
     out = accumulator / divisor[:, None]
+    if DROPOUT:
+        out = out * kept_scale
     lse = tl.where(saw_no_key, float("-inf"), running_max * scale + tl.log2(divisor) * LN2)
     if SINK:  # not scaled back where it is the maximum: a row that sees no key has the sink itself as its lse
         lse = tl.where(running_max == sink_score, sink + tl.log2(divisor) * LN2, lse)
@@ -268,6 +283,7 @@ def attention_forward(
     alibi: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    dropout: Dropout | None = None,
     packed: Packed | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel.
@@ -287,6 +303,7 @@ def attention_forward(
         bias: (1|B, 1|Hq, 1|Nq, Nk), any strides: of q's dtype or lse's, added to logits after a cap and slopes, -inf hiding a
             pair; or bool, False hiding it; None: logits stay.
         sink: one more logit for each head's denominators, (Hq,), of q's dtype or lse's; None: there is none.
+        dropout: which pairs are dropped; None: none is.
         packed: where sequences lie in q, k and v, whose B is 1, while slopes are one row a sequence. Offsets then count from
             each sequence's own alignment (0: its last query sees its last key last), and there is no bias. Rows that are no
             sequence's get out 0 and lse -inf.
@@ -319,6 +336,7 @@ def attention_forward(
         0 if first_offset is None else first_offset,
         scale_bits(scale),
         scale_bits(0.0 if softcap is None else softcap),
+        *dropout_arguments(dropout),
         CAUSAL=causal_offset is not None,
         WINDOW=first_offset is not None,
         SOFTCAP=softcap is not None,

@@ -20,10 +20,14 @@ UNSPECIALIZED = [
     "sequences",
     "seqlen_q",
     "seqlen_k",
+    "stored_q",
+    "stored_k",
     "causal_offset",
     "first_offset",
     "scale_bits",
     "softcap_bits",
+    "largest_dropped",
+    "dropout_bits",
 ]
 """Arguments whose value compiles no kernel anew. Strides and the head size do: loads are vectorised by their divisors."""
 

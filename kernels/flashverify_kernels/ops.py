@@ -5,7 +5,9 @@ The operators' namespace is the package's name, so that a copy of the package un
 
 import torch
 
+from flashverify_kernels.attn_probs import attention_probabilities
 from flashverify_kernels.backward import attention_backward
+from flashverify_kernels.dropout import dropout_of
 from flashverify_kernels.forward import attention_forward
 from flashverify_kernels.launch import accumulator_of, output_like
 from flashverify_kernels.tiles import Tiles, is_masked, tiles_for
@@ -46,11 +48,13 @@ def attention(
     first_offset: int | None,
     precision: str,
     tiles: list[int] | None,
+    dropout_p: float = 0.0,
+    rng_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
     tile = tiles_of(q, v, causal_offset, first_offset, precision, tiles).forward
     with on_device_of(q):
-        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
+        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout_of(dropout_p, rng_state)}
         return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, **features)
 
 
@@ -68,6 +72,8 @@ def _(
     first_offset: int | None,
     precision: str,
     tiles: list[int] | None,
+    dropout_p: float = 0.0,
+    rng_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return output_like(q, columns=v.shape[3]), torch.empty(q.shape[:3], dtype=accumulator_of(q.dtype), device=q.device)
 
@@ -92,12 +98,14 @@ def backward(
     needs_bias_grad: bool,
     needs_sink_grad: bool,
     tiles: list[int] | None,
+    dropout_p: float = 0.0,
+    rng_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention's dq, dk, dv (B,H,N,D), and dbias and dsink, of size 0 unless needed; see `backward.attention_backward`."""
     chosen = tiles_of(q, v, causal_offset, first_offset, precision, tiles)
     with on_device_of(q):
         limits = causal_offset, first_offset
-        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
+        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout_of(dropout_p, rng_state)}
         needs = {"needs_bias_grad": needs_bias_grad, "needs_sink_grad": needs_sink_grad}
         tensors = dout, dlse, q, k, v, out, lse
         dq, dk, dv, dbias, dsink = attention_backward(
@@ -126,29 +134,72 @@ def _(
     needs_bias_grad: bool,
     needs_sink_grad: bool,
     tiles: list[int] | None,
+    dropout_p: float = 0.0,
+    rng_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if needs_bias_grad else q.new_empty(0)
     dsink = torch.empty_like(sink, memory_format=torch.contiguous_format) if needs_sink_grad else q.new_empty(0)
     return output_like(q), output_like(k), output_like(v), dbias, dsink
 
 
+@torch.library.custom_op(f"{NAMESPACE}::attention_probabilities", mutates_args=())
+def probabilities(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    alibi: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    causal_offset: int | None,
+    first_offset: int | None,
+    precision: str,
+    dropout_p: float,
+    rng_state: torch.Tensor | None,
+) -> torch.Tensor:
+    """Probabilities (B,H,Nq,Nk) with the dropout mask in their sign bits; see `attn_probs.attention_probabilities`."""
+    dropout = dropout_of(dropout_p, rng_state)
+    with on_device_of(q):
+        limits = causal_offset, first_offset
+        return attention_probabilities(q, k, lse.contiguous(), scale, *limits, precision, dropout, softcap, alibi, bias)
+
+
+@probabilities.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    alibi: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    causal_offset: int | None,
+    first_offset: int | None,
+    precision: str,
+    dropout_p: float,
+    rng_state: torch.Tensor | None,
+) -> torch.Tensor:
+    return q.new_empty((*q.shape[:3], k.shape[2]))
+
+
 def _save(ctx, inputs, output) -> None:
-    q, k, v, scale, softcap, alibi, bias, sink, *options = inputs
+    q, k, v, scale, softcap, alibi, bias, sink, *options, rng_state = inputs
     ctx.scale, ctx.softcap, ctx.options = scale, softcap, options
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, alibi, bias, sink, *output)
+    ctx.save_for_backward(q, k, v, alibi, bias, sink, rng_state, *output)
 
 
 def _differentiate(ctx, dout, dlse):
-    q, k, v, alibi, bias, sink, out, lse = ctx.saved_tensors
+    q, k, v, alibi, bias, sink, rng_state, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
     features = (ctx.scale, ctx.softcap, alibi, bias, sink)
-    *options, tiles = ctx.options
+    *options, tiles, dropout_p = ctx.options
     needs = ctx.needs_input_grad[6:8]
-    dq, dk, dv, *others = backward(dout, dlse, q, k, v, out, lse, *features, *options, *needs, tiles)
+    dropout = dropout_p, rng_state
+    dq, dk, dv, *others = backward(dout, dlse, q, k, v, out, lse, *features, *options, *needs, tiles, *dropout)
     dbias, dsink = (x if needed else None for x, needed in zip(others, needs, strict=True))
-    return dq, dk, dv, None, None, None, dbias, dsink, *(None for _ in ctx.options)
+    return dq, dk, dv, None, None, None, dbias, dsink, *(None for _ in ctx.options), None
 
 
 attention.register_autograd(_differentiate, setup_context=_save)

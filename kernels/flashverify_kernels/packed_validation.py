@@ -7,15 +7,15 @@ import numbers
 
 import torch
 
-from flashverify_kernels.validation import _name, _shown
+from flashverify_kernels.validation import dtype_name, shown
 
 
 def _check_int32(name: str, value: object, device: torch.device, count: int | None) -> torch.Tensor:
     """Raise unless the value is a dense one-dimensional int32 tensor on the device, of `count` elements or of at least one."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are int32 tensors")
+        raise TypeError(f"{name}: got {shown(value)}, accepted are int32 tensors")
     if value.is_nested or value.layout != torch.strided or value.dtype != torch.int32:
-        kind = "a nested tensor" if value.is_nested else f"dtype {_name(value.dtype)}, layout {value.layout}"
+        kind = "a nested tensor" if value.is_nested else f"dtype {dtype_name(value.dtype)}, layout {value.layout}"
         raise TypeError(f"{name}: got {kind}, accepted are dense tensors of int32")
     if value.dim() != 1 or (value.shape[0] == 0 if count is None else value.shape[0] != count):
         accepted = "(sequences + 1,)" if count is None else f"({count},)"
@@ -57,7 +57,7 @@ def check_longest(name: str, value: object) -> None:
         ValueError: if it is negative.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are integers of at least 0")
+        raise TypeError(f"{name}: got {shown(value)}, accepted are integers of at least 0")
     if value < 0:
         raise ValueError(f"{name}: got {value}, accepted are integers of at least 0")
 

@@ -7,6 +7,7 @@ rounded: they are the functions that users run, seen before their last cast.
 import torch
 
 from flashverify_kernels.backward import attention_backward
+from flashverify_kernels.dropout import dropout_of
 from flashverify_kernels.forward import attention_forward
 from flashverify_kernels.tiles import is_masked, tiles_for
 
@@ -24,6 +25,8 @@ def unrounded_attention(
     alibi: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    rng_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Forward and backward with float32 outputs.
 
@@ -40,6 +43,8 @@ def unrounded_attention(
         alibi: slopes (B, Hq) of linear biases, float32; None: there are none.
         bias: (1|B, 1|Hq, 1|Nq, Nk), of q's dtype, float32 or bool, any strides; None: there is none.
         sink: (Hq,), of q's dtype or float32; None: there is none.
+        dropout_p: share of pairs that are dropped.
+        rng_state: int64 (2,), seed and offset of the generator; None: nothing is dropped.
 
     Returns:
         out, lse, dq, dk, dv, dbias, dsink, all float32; the last two are None where there is no floating bias, or no sink.
@@ -53,7 +58,7 @@ def unrounded_attention(
     with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
         visible = (causal_offset, first_offset)
         forward = (q, k, v, scale, *visible, "ieee", tiles.forward)
-        feature = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink}
+        feature = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout_of(dropout_p, rng_state)}
         needs = {"needs_bias_grad": True, "needs_sink_grad": True}
         options = {"output_dtype": torch.float32, **feature}
         seen, _ = attention_forward(*forward, **options)

@@ -22,15 +22,18 @@ SCALE_RANGE = {
 """Magnitudes of a nonzero scale: it and its product with log2(e) must be normal numbers of the accumulator's format."""
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as messages write it."""
     return str(dtype).removeprefix("torch.")
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(_name(dtype) for dtype in dtypes)
+def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
+    """Dtypes as messages write them."""
+    return ", ".join(dtype_name(dtype) for dtype in dtypes)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value and its type, as messages show what came."""
     return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
@@ -64,11 +67,11 @@ def check_tensors(named: tuple[tuple[str, torch.Tensor], ...], dims: int = 4) ->
         if x.layout != torch.strided:
             raise TypeError(f"{name}: got a tensor of layout {x.layout}, accepted are dense tensors (torch.strided)")
         if x.dtype not in DTYPES:
-            raise TypeError(f"{name}: got dtype {_name(x.dtype)}, accepted are {_names(DTYPES)}")
+            raise TypeError(f"{name}: got dtype {dtype_name(x.dtype)}, accepted are {dtype_names(DTYPES)}")
         if x.dim() != dims:
             raise ValueError(f"{name}: got {x.dim()} dimensions, shape {tuple(x.shape)}, accepted are {dims} dimensions")
         if x.dtype != first.dtype:
-            raise TypeError(f"{name}: got dtype {_name(x.dtype)}, accepted is {first_name}'s, {_name(first.dtype)}")
+            raise TypeError(f"{name}: got dtype {dtype_name(x.dtype)}, accepted is {first_name}'s, {dtype_name(first.dtype)}")
         if x.device != first.device:
             raise ValueError(f"{name}: got a tensor on {x.device}, accepted is {first_name}'s device, {first.device}")
     if not (first.is_cuda or (INTERPRETED and first.device.type == "cpu")):
@@ -105,7 +108,7 @@ def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, names: tuple
 def check_bool(name: str, value: object) -> None:
     """Raise TypeError unless the value is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are True and False")
+        raise TypeError(f"{name}: got {shown(value)}, accepted are True and False")
 
 
 def check_real(name: str, value: object) -> None:
@@ -116,7 +119,7 @@ def check_real(name: str, value: object) -> None:
         ValueError: if it is too large for a float64.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymInt | torch.SymFloat):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are real numbers")
+        raise TypeError(f"{name}: got {shown(value)}, accepted are real numbers")
     try:
         float(value)
     except OverflowError:
@@ -139,23 +142,20 @@ def resolve_scale(name: str, scale: float | None, q: torch.Tensor) -> float:
     smallest, largest = SCALE_RANGE[q.dtype]
     if scale != 0.0 and not smallest <= abs(scale) <= largest:
         accepted = f"0 and magnitudes from {smallest:.3g} to {largest:.3g}"
-        raise ValueError(f"{name}: got {scale}, accepted for {_name(q.dtype)} are {accepted}")
+        raise ValueError(f"{name}: got {scale}, accepted for {dtype_name(q.dtype)} are {accepted}")
     return scale
 
 
 def check_dropout(name: str, value: object) -> None:
-    """Accept 0 alone for now.
+    """Raise unless the value is a drop rate.
 
     Raises:
         TypeError: if it is no real number.
-        ValueError: if it is no probability below 1.
-        NotImplementedError: if it is a probability above 0.
+        ValueError: if it is no probability.
     """
     check_real(name, value)
-    if not 0.0 <= value < 1.0:  # type: ignore[operator]
-        raise ValueError(f"{name}: got {value}, accepted are probabilities from 0 to below 1")
-    if value > 0.0:  # type: ignore[operator]
-        raise NotImplementedError(f"{name}: got {value}; dropout is not there yet, accepted is 0")
+    if not 0.0 <= value <= 1.0:  # type: ignore[operator]
+        raise ValueError(f"{name}: got {value}, accepted are probabilities from 0 to 1")
 
 
 SOFTCAP_RANGE = (2.0**-20, 2.0**40)
@@ -185,7 +185,7 @@ def resolve_softcap(name: str, value: object, scale: float, dtype: torch.dtype) 
     smallest, largest = SCALE_RANGE[dtype]
     if scale != 0.0 and not smallest <= abs(scale) / cap <= largest:
         accepted = f"scale / {name} from {smallest:.3g} to {largest:.3g}"
-        raise ValueError(f"{name}: got {value} beside the scale {scale}, accepted for {_name(dtype)} is {accepted}")
+        raise ValueError(f"{name}: got {value} beside the scale {scale}, accepted for {dtype_name(dtype)} is {accepted}")
     return cap
 
 
@@ -201,7 +201,7 @@ def resolve_alibi(name: str, value: object, q: torch.Tensor, sequences: int | No
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, accepted are a torch.Tensor and None")
     if value.is_nested or value.layout != torch.strided or value.dtype != torch.float32:
-        kind = "a nested tensor" if value.is_nested else f"dtype {_name(value.dtype)}, layout {value.layout}"
+        kind = "a nested tensor" if value.is_nested else f"dtype {dtype_name(value.dtype)}, layout {value.layout}"
         raise TypeError(f"{name}: got {kind}, accepted are dense tensors of float32")
     batch, heads = q.shape[0] if sequences is None else sequences, q.shape[1]
     if tuple(value.shape) not in ((heads,), (batch, heads)):
@@ -224,7 +224,7 @@ def check_window(name: str, value: object) -> tuple[int | None, int | None]:
     """
     is_pair = isinstance(value, tuple | list) and len(value) == 2
     if not is_pair or any(isinstance(side, bool) or not isinstance(side, numbers.Integral | torch.SymInt) for side in value):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are pairs of integers")
+        raise TypeError(f"{name}: got {shown(value)}, accepted are pairs of integers")
     sides = tuple(side if isinstance(side, torch.SymInt) else int(side) for side in value)  # of Python, or of NumPy
     if any(side < -1 for side in sides):
         raise ValueError(f"{name}: got {reprlib.repr(sides)}, accepted are sides of -1 (unlimited), 0 or more")
@@ -246,7 +246,7 @@ def window_offsets(seqlen_q: int, seqlen_k: int, left: int | None, right: int | 
 def check_precision(name: str, value: object) -> None:
     """Raise unless the value names a precision of float32 products."""
     if not isinstance(value, str):
-        raise TypeError(f"{name}: got {_shown(value)}, accepted are {', '.join(PRECISIONS)}")
+        raise TypeError(f"{name}: got {shown(value)}, accepted are {', '.join(PRECISIONS)}")
     if value not in PRECISIONS:
         raise ValueError(f"{name}: got {value!r}, accepted are {', '.join(PRECISIONS)}")
 

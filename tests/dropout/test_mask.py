@@ -52,9 +52,13 @@ def test_blocks_leave_no_seam(monkeypatch, offset):
 def test_the_words_are_those_of_the_decision_record():
     """docs/adr/0016, spelled out: nothing here is taken from the module but the generator."""
     seed, offset, heads_q, batch, head = 0x0123456789ABCDEF, 4 * (5 * ALL - 1), 6, 3, 4
-    for i, j in ((0, 0), (7, 3), (7, 4), (2**31, 6), (5, 2**31 + 1)):
-        c = offset // 4 + j // 4
-        word = philox4x32_scalar((c % ALL, c // ALL, i, batch * heads_q + head), (seed % ALL, seed // ALL))[j % 4]
+    for i, j, row, column, place in (
+        (0, 0, 0, 0, 0), (7, 3, 7, 3, 0), (8, 3, 0, 3, 1), (15, 9, 7, 1, 3), (16, 15, 8, 7, 2), (31, 16, 15, 8, 1),
+        (2**31, 2**31 + 8, 2**30, 2**30, 2), (2**32 - 1, 40, 2**31 - 1, 16, 3),
+    ):  # fmt: skip
+        c = offset // 4 + column
+        counter = (c % ALL, c // ALL, row, batch * heads_q + head)
+        word = philox4x32_scalar(counter, (seed % ALL, seed // ALL))[place]
         for threshold in (word, word + 1):  # dropped iff the word is below
             which = Stream(seed, offset, threshold / ALL)
             assert keep_scalar(which, heads_q, batch, head, i, j) is (threshold == word)

@@ -22,7 +22,8 @@ GENERATED = {
 TESTS = {
     **dict.fromkeys(("q", "k", "v", "query", "key", "value"), "test_layouts.py::test_layout_of_one_tensor"),
     **dict.fromkeys(("qkv", "kv"), "test_api.py::test_packed_tensors_are_not_copied"),
-    "dropout_p": "test_bad_input.py::test_a_bad_call_is_refused",
+    "dropout_p": "test_dropout.py::test_edges_of_the_rate",
+    "rng_state": "test_dropout.py::test_the_state_comes_from_the_generator_or_from_the_caller",
     **dict.fromkeys(("softmax_scale", "scale"), "test_function.py::test_any_scale"),
     **dict.fromkeys(("causal", "is_causal"), "test_function.py::test_public_functions_align_their_masks"),
     "window_size": "test_function.py::test_windows_are_aligned_bottom_right",
@@ -64,7 +65,8 @@ TESTS_OF_PACKED = {
         ("max_seqlen_q", "max_seqlen_k", "max_seqlen"), "test_varlen.py::test_work_and_results_do_not_depend_on_the_longest"
     ),
     **dict.fromkeys(("seqused_q", "seqused_k", "seqused"), "test_varlen.py::test_unused_rows_reach_nothing"),
-    **dict.fromkeys(("dropout_p", "block_table"), "test_bad_packed_input.py::test_a_bad_call_is_refused"),
+    **dict.fromkeys(("dropout_p", "rng_state"), "test_dropout.py::test_packed_sequences_have_the_mask_of_dense_ones"),
+    "block_table": "test_bad_packed_input.py::test_a_bad_call_is_refused",
     **dict.fromkeys(
         ("softmax_scale", "causal", "window_size", "softcap"),
         "test_varlen.py::test_every_feature_gives_the_bits_of_separate_calls",

@@ -98,6 +98,10 @@ TYPES = _rows(
     ("flash(q, k, v, dropout_p='x')", ("dropout_p: got 'x' of type str", "real numbers")),
     ("flash(q, k, v, dropout_p=None)", ("dropout_p: got None of type NoneType", "real numbers")),
     ("flash(q, k, v, dropout_p=False)", ("dropout_p: got False of type bool", "real numbers")),
+    ("flash(q, k, v, rng_state=7)", ("rng_state: got 7 of type int", "two integers", "tensor of torch.int64")),
+    ("flash(q, k, v, rng_state=(1, 2, 3))", ("rng_state: got (1, 2, 3) of type tuple", "two integers")),
+    ("sdpa(q, k, v, rng_state=(1.0, 0))", ("rng_state: got (1.0, 0) of type tuple", "two integers")),
+    ("flash(q, k, v, rng_state=torch.ones(2))", ("rng_state: got a tensor of torch.float32", "torch.int64")),
     ("qkvpacked(None)", ("qkv: got NoneType", "torch.Tensor")),
     ("qkvpacked(x(2, 3, 3, 4, 8).int())", ("qkv: got dtype int32", _FLOATS)),
     ("kvpacked(q, x(2, 3, 2, 4, 8).half())", ("kv: got dtype float16", "q's, float32")),
@@ -173,9 +177,13 @@ VALUES = _rows(
     ("sdpa(q.double(), k.double(), v.double(), scale=1e308)", ("scale: got 1e+308", "float64", "to 8.99e+307")),
     ("sdpa(q.double(), k.double(), v.double(), scale=5e-324)", ("scale: got 5e-324", "float64", "from 2.23e-308")),
     ("flash(q, k, v, softmax_scale=10**5000)", ("softmax_scale: got a number too large", "real numbers")),
-    ("flash(q, k, v, dropout_p=-0.1)", ("dropout_p: got -0.1", "from 0 to below 1")),
-    ("flash(q, k, v, dropout_p=1.0)", ("dropout_p: got 1.0", "from 0 to below 1")),
-    ("sdpa(q, k, v, dropout_p=float('nan'))", ("dropout_p: got nan", "from 0 to below 1")),
+    ("flash(q, k, v, dropout_p=-0.1)", ("dropout_p: got -0.1", "probabilities from 0 to 1")),
+    ("flash(q, k, v, rng_state=(0, 6))", ("rng_state: got the offset 6", "multiples of 4")),
+    ("flash(q, k, v, rng_state=(0, -4))", ("rng_state: got the offset -4", "from 0 to")),
+    ("flash(q, k, v, rng_state=(2**64, 0))", ("rng_state: got the seed 18446744073709551616", "from -2^63")),
+    ("flash(q, k, v, rng_state=torch.ones(3, dtype=torch.int64))", ("rng_state: got shape (3,)", "shape (2,)")),
+    ("flash(q, k, v, dropout_p=1.5)", ("dropout_p: got 1.5", "probabilities from 0 to 1")),
+    ("sdpa(q, k, v, dropout_p=float('nan'))", ("dropout_p: got nan", "probabilities from 0 to 1")),
     ("qkvpacked(x(2, 3, 2, 4, 8))", ("qkv: got shape (2, 3, 2, 4, 8)", "(batch, sequence, 3, heads, head size)")),
     ("qkvpacked(q)", ("qkv: got shape (2, 3, 4, 8)", "(batch, sequence, 3, heads, head size)")),
     ("qkvpacked(x(2, 3, 3, 4, 300))", ("qkv: got head size 300", "from 1 to 256")),
@@ -214,8 +222,6 @@ VALUES = _rows(
 
 NOT_THERE_YET = _rows(
     NotImplementedError,
-    ("flash(q, k, v, dropout_p=0.5)", ("dropout_p: got 0.5", "accepted is 0")),
-    ("sdpa(q, k, v, dropout_p=0.1)", ("dropout_p: got 0.1", "accepted is 0")),
     ("flash(q, k, v, alibi_slopes=x(4).requires_grad_())", ("alibi_slopes: got", "requires a gradient")),
 )
 

@@ -112,7 +112,8 @@ VALUES = _rows(
     ("varlen(q, k, v, c, c, 4, 4, seqused_q=c)", ("seqused_q: got shape (3,)", "(2,)")),
     ("varlen(q, k, v, c, c, 4, 4, seqused_k=n[:1])", ("seqused_k: got shape (1,)", "(2,)")),
     ("varlen(q, k, v, c, c, 4, 4, seqused_k=n.to('meta'))", ("seqused_k: got a tensor on meta", "q's device")),
-    ("varlen(q, k, v, c, c, 4, 4, 1.0)", ("dropout_p: got 1.0", "from 0 to below 1")),
+    ("varlen(q, k, v, c, c, 4, 4, 1.5)", ("dropout_p: got 1.5", "probabilities from 0 to 1")),
+    ("varlen(q, k, v, c, c, 4, 4, rng_state=(0, 2))", ("rng_state: got the offset 2", "multiples of 4")),
     ("varlen(q, k, v, c, c, 4, 4, softmax_scale=float('nan'))", ("softmax_scale: got nan", "finite numbers")),
     ("varlen(q, k, v, c, c, 4, 4, window_size=(-2, 0))", ("window_size: got (-2, 0)", "sides of -1 (unlimited)")),
     ("varlen(q, k, v, c, c, 4, 4, softcap=-1.0)", ("softcap: got -1.0", "accepted are 0")),
@@ -131,7 +132,6 @@ VALUES = _rows(
 
 NOT_THERE = _rows(
     NotImplementedError,
-    ("varlen(q, k, v, c, c, 4, 4, 0.5)", ("dropout_p: got 0.5", "not there yet", "accepted is 0")),
     ("varlen(q, k, v, c, c, 4, 4, block_table=i(2, 1))", ("block_table: got Tensor", "flash_attn_with_kvcache reads pages")),
     (
         "varlen(q, k, v, c, c, 4, 4, alibi_slopes=x(4).requires_grad_())",

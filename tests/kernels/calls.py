@@ -50,9 +50,10 @@ CALLS: dict[str, tuple[Callable[..., tuple[torch.Tensor, ...]], tuple[str, ...]]
     "bias": (_flash(flash_attn_func), (*THREE, "attn_bias")),
     "mask": (_flash(flash_attn_func), (*THREE, "attn_bias:bool")),
     "sink": (_flash(flash_attn_func), (*THREE, "learnable_sink")),
+    "dropout": (_flash(flash_attn_func, dropout_p=0.3), (*THREE, "rng_state")),
     "everything": (
-        _flash(flash_attn_func, softcap=1.5, **WINDOW),
-        (*THREE, "alibi_slopes", "attn_bias", "learnable_sink"),
+        _flash(flash_attn_func, softcap=1.5, dropout_p=0.1, **WINDOW),
+        (*THREE, "alibi_slopes", "attn_bias", "learnable_sink", "rng_state"),
     ),
     "qkvpacked": (_flash(flash_attn_qkvpacked_func, causal=True), PACKED),
     "kvpacked": (_flash(flash_attn_kvpacked_func, **WINDOW), KEYS_PACKED),
@@ -100,6 +101,7 @@ class Call:
             "attn_bias": lambda: bias(1, heads, rows, keys),
             "attn_bias:bool": lambda: bias(batch, 1, rows, keys) > -1.0,
             "learnable_sink": lambda: draw(heads),
+            "rng_state": lambda: torch.tensor([seed - 2**40, 4 * seed], device=device),
             "attn_mask": lambda: bias(batch, 1, 1, keys),
             "attn_mask:bool": lambda: bias(rows, keys) > -1.0,
         }

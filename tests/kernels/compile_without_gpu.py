@@ -7,7 +7,8 @@ warm-ups, and nothing runs. Arguments: compute capability (90), then dtype:head 
 not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous tensors that are loaded by tensor
 descriptors, a name of SPLIT for them with float32 products of that precision, and a name of FEATURES for them with a sliding
 window, a soft cap, linear biases, a bias of q's dtype or of lse's ("long-bias") and its gradient, a boolean mask, or sinks and
-their gradient. "packed" and "packed-all" stand for packed sequences, the latter with a window, a cap, linear biases and sinks.
+their gradient, or dropout whose mask the backward pass keeps in the sign bits of P, or ("dropout-mask") beside it. "packed" and
+"packed-all" stand for packed sequences, the latter with a window, a cap, linear biases, sinks and dropout.
 A head size "192x128" is that of q and k, and that of v.
 """
 
@@ -26,6 +27,7 @@ import torch
 import triton
 from flashverify_kernels import launch as launching
 from flashverify_kernels.backward import attention_backward
+from flashverify_kernels.dropout import Dropout
 from flashverify_kernels.forward import attention_forward
 from flashverify_kernels.launch import accumulator_of
 from flashverify_kernels.packed import Packed
@@ -64,7 +66,7 @@ LAYOUTS = {
     "every-other": lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2],
     "along-n": lambda x: x.mT.contiguous().mT,
 }
-FEATURES = ("window", "softcap", "alibi", "bias", "capped-bias", "long-bias", "mask", "sink")
+FEATURES = ("window", "softcap", "alibi", "bias", "capped-bias", "long-bias", "mask", "sink", "dropout", "dropout-mask")
 PACKED = ("packed", "packed-all")
 SPLIT = ("bf16x6", "tf32x3")
 """Precisions of float32 whose products are made of pieces."""
@@ -118,11 +120,13 @@ def compile_entry(
             "long-bias": accumulator_of(torch_dtype),
             "mask": torch.bool,
         }.get(layout)
+        has_dropout = layout in ("dropout", "dropout-mask", "packed-all")
         features = {
             "softcap": 30.0 if layout in ("softcap", "capped-bias", "packed-all") else None,
             "alibi": torch.ones(1, 2) if layout in ("alibi", "packed-all") else None,
             "bias": None if bias_dtype is None else torch.zeros(1, 2, 64, 64, dtype=bias_dtype),
             "sink": torch.zeros(2, dtype=torch_dtype) if layout in ("sink", "packed-all") else None,
+            "dropout": Dropout(torch.zeros(2, dtype=torch.int64), 2**29, layout == "dropout-mask") if has_dropout else None,
             "packed": Packed(*(torch.zeros(size, dtype=torch.int32) for size in (2, 2, 1, 1))) if layout in PACKED else None,
         }
         out, lse = attention_forward(q, k, v, 0.5, *visible, precision, tiles.forward, **features)

@@ -67,10 +67,12 @@ def attention(
     alibi: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
 ) -> Attention:
     """Forward and backward of q (B, Hq, Nq, D), k and v (B, Hkv, Nk, D), from the definition.
 
-    bias: (1|B, 1|Hq, 1|Nq, Nk), floating or bool; sink: (Hq,).
+    bias: (1|B, 1|Hq, 1|Nq, Nk), floating or bool; sink: (Hq,); weight: of dropout (B, Hq, Nq, Nk), 0 where a pair is dropped,
+    else the rescaling factor.
 
     The products of one tensor's absolute values stand beside every product: that is what its rounding error is measured in.
     """
@@ -103,7 +105,8 @@ def attention(
     if sinks is not None:
         lse = torch.logaddexp(lse, sinks)
     p = torch.exp(scores - torch.where(lse == -math.inf, 0.0, lse)[..., None])
-    out = p @ v
+    weight = torch.ones_like(p) if weight is None else weight
+    out = (weight * p) @ v
 
     # The largest |scale|·Σ|q||k| of a row bounds its scores, their distance from the row's maximum, and lse up to log(Nk).
     # A sink counts like one more score. A cap moves no score by more than it was moved, and is itself a few roundings off.
@@ -112,15 +115,15 @@ def attention(
     if sinks is not None:
         size = torch.maximum(size, torch.where(sinks == -math.inf, 0.0, sinks.abs())[..., None])
     weight_error = torch.expm1(gamma(2 * head_dim + _CONSTANT) * size) + gamma(5 * seqlen_k + _CONSTANT)
-    out_error = 2.0 * weight_error * (p @ v.abs())
+    out_error = 2.0 * weight_error * ((weight * p) @ v.abs())
     lse_size = torch.where(lse > -math.inf, size.squeeze(-1) + math.log(seqlen_k + 1), 0.0)
     lse_error = weight_error.squeeze(-1) + gamma(_CONSTANT) * lse_size
 
     p_error = (torch.expm1(lse_error) + weight_error.squeeze(-1) + gamma(_CONSTANT) * lse_size)[..., None]
     delta = (dout * out).sum(-1, keepdim=True) - dlse[..., None]
     delta_size = (dout.abs() * out.abs()).sum(-1, keepdim=True) + dlse.abs()[..., None]
-    ds = p * (dout @ v.mT - delta)
-    difference_size = dout.abs() @ v.abs().mT + delta_size
+    ds = p * (weight * (dout @ v.mT) - delta)
+    difference_size = weight * (dout.abs() @ v.abs().mT) + delta_size
     difference_error = gamma(head_dim + _CONSTANT) * difference_size + (dout.abs() * out_error).sum(-1, keepdim=True)
     ds_error = p * (2.0 * p_error * difference_size + difference_error)
     values, errors = {}, {}
@@ -129,10 +132,10 @@ def attention(
         values["dbias"] = ds.sum_to_size(bias.shape)
         errors["dbias"] = (ds_error + gamma(summed + _CONSTANT) * ds.abs()).sum_to_size(bias.shape)
     if sinks is not None:
-        weight = torch.where(lse > -math.inf, torch.exp(sinks - lse), 0.0)
+        share = torch.where(lse > -math.inf, torch.exp(sinks - lse), 0.0)
         delta_error = (dout.abs() * out_error).sum(-1) + gamma(v.shape[3] + _CONSTANT) * delta_size.squeeze(-1)
-        terms = weight * delta.squeeze(-1)
-        terms_error = weight * (p_error.squeeze(-1) * delta_size.squeeze(-1) + delta_error)
+        terms = share * delta.squeeze(-1)
+        terms_error = share * (p_error.squeeze(-1) * delta_size.squeeze(-1) + delta_error)
         values["dsink"] = -terms.sum((0, 2))
         errors["dsink"] = (terms_error + gamma(terms.shape[0] * seqlen_q + _CONSTANT) * terms.abs()).sum((0, 2))
     if softcap is not None:
@@ -144,8 +147,8 @@ def attention(
     rows = gamma(group * seqlen_q + _CONSTANT)
     dk = scale * ds.mT @ q
     dk_error = abs(scale) * ((ds_error + rows * ds.abs()).mT @ q.abs())
-    dv = p.mT @ dout
-    dv_error = ((p_error + rows) * p).mT @ dout.abs()
+    dv = (weight * p).mT @ dout
+    dv_error = ((p_error + rows) * weight * p).mT @ dout.abs()
 
     def per_key_head(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(1, (-1, group)).sum(2)

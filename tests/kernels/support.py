@@ -47,6 +47,8 @@ def run(
     bias: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
     tiles: Tiles | None = None,
+    dropout_p: float = 0.0,
+    rng_state: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """out, lse, dq, dk, dv of the operator for q, k, v, dO (B, H, N, D), strides as they are; dbias and dsink if any."""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
@@ -57,7 +59,8 @@ def run(
         leaves["dsink"] = sink = sink.detach().requires_grad_()
     scale = q.shape[3] ** -0.5 if scale is None else scale
     forced = None if tiles is None else tiles.flatten()
-    out, lse = attention(q, k, v, scale, softcap, alibi, bias, sink, causal_offset, first_offset, "ieee", forced)
+    features, dropout = (softcap, alibi, bias, sink), (dropout_p, rng_state)
+    out, lse = attention(q, k, v, scale, *features, causal_offset, first_offset, "ieee", forced, *dropout)
     outputs, cotangents = ((out,), (dout,)) if dlse is None else ((out, lse), (dout, dlse))
     gradients = torch.autograd.grad(outputs, tuple(leaves.values()), cotangents)
     return {"out": out.detach(), "lse": lse.detach(), **dict(zip(leaves, gradients, strict=True))}

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from flashverify_kernels import (
@@ -21,6 +22,7 @@ from flashverify_kernels import (
     scaled_dot_product_attention,
 )
 
+from flashverify.dropout.mask import Stream, keep
 from tests.kernels.reference import attention
 from tests.kernels.support import draw
 
@@ -56,7 +58,7 @@ def test_names_order_and_defaults(function: Callable[..., object]) -> None:
     positional = {name: p for name, p in parameters.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY}
     assert tuple(positional) == (*tensors, *defaults)
     assert {name: p.default for name, p in positional.items() if name in defaults} == defaults
-    ours = {"input_precision", "tiles"} | (set() if "attn_mask" in defaults else {"attn_bias", "learnable_sink"})
+    ours = {"rng_state", "input_precision", "tiles"} | (set() if "attn_mask" in defaults else {"attn_bias", "learnable_sink"})
     assert set(parameters) - set(positional) == ours
     assert all(parameters[name].default is None for name in ours - {"input_precision"})
 
@@ -82,6 +84,7 @@ class Call:
         self.tiles = pick((None, Tiles(*[TileConfig(16, 16)] * 3)))
         self.bias = self._bias(device) if biased else None
         self.sink = torch.randn(heads, dtype=torch.float64, device=device, requires_grad=True) if biased else None
+        self.stream = pick_stream(self.random)
 
     def _bias(self, device: torch.device) -> torch.Tensor:
         """A bias that broadcasts along any axes, a fifth of it -inf, or a mask of the same."""
@@ -98,7 +101,8 @@ class Call:
     def options(self) -> dict[str, object]:
         """The arguments behind the tensors."""
         return {
-            "dropout_p": 0.0,
+            "dropout_p": self.stream.rate,
+            "rng_state": (self.stream.seed, self.stream.offset),
             "softmax_scale": self.scale,
             "causal": self.causal,
             "window_size": self.window,
@@ -127,6 +131,7 @@ class Call:
             alibi=None if self.slopes is None else self.slopes.expand(batch, heads),
             bias=self.bias,
             sink=self.sink,
+            weight=weights(self.stream, heads, range(batch), (seqlen_q, seqlen_k), self.q.device),
         )  # fmt: skip
 
     def check(self, out: torch.Tensor, lse: torch.Tensor | None, leaves: tuple[torch.Tensor, ...], top_left: bool) -> None:
@@ -140,6 +145,19 @@ class Call:
         assert {name: expected.worst(name, x) <= 1.0 for name, x in found.items()} == dict.fromkeys(found, True)
 
 
+def pick_stream(generator: random.Random) -> Stream:
+    """A seed, an offset and a rate of dropout, 0 as often as not."""
+    rate = generator.choice((0.0, 0.0, 0.0, 0.1, 0.5, 1.0))
+    return Stream(generator.getrandbits(64), 4 * generator.getrandbits(generator.choice((4, 34, 62))), rate)
+
+
+def weights(stream: Stream, heads: int, entries: Sequence[int], lengths: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """What dropout multiplies probabilities by, (entries, heads, Nq, Nk), as the host predicts it."""
+    rows, columns = (np.arange(length) for length in lengths)
+    kept = [[keep(stream, heads, entry, head, rows, columns) for head in range(heads)] for entry in entries]
+    return torch.from_numpy(np.array(kept, dtype=np.float64).reshape(len(entries), heads, *lengths)).to(device) * stream.rescale
+
+
 def leaf(x: torch.Tensor) -> torch.Tensor:
     return x.detach().clone().requires_grad_()
 
@@ -150,7 +168,7 @@ def test_flash_attn_func(number: int, biased: bool, device: torch.device) -> Non
     call = Call(number, device, same_length=False, grouped=True, biased=biased)
     leaves = q, k, v = leaf(call.q), leaf(call.k), leaf(call.v)
     out, lse, probabilities = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), **call.options)
-    assert probabilities is None
+    assert (probabilities is None) == (call.stream.rate == 0.0)
     call.check(out.transpose(1, 2), lse, leaves, top_left=False)
 
 
@@ -183,7 +201,8 @@ def test_scaled_dot_product_attention(number: int, biased: bool, device: torch.d
     leaves = leaf(call.q), leaf(call.k), leaf(call.v)
     grouped = call.shape[1] != call.shape[2]
     options = {"is_causal": call.causal, "scale": call.scale, "enable_gqa": grouped, "tiles": call.tiles}
-    out = scaled_dot_product_attention(*leaves, call.bias, 0.0, **options)
+    state = call.stream.seed, call.stream.offset
+    out = scaled_dot_product_attention(*leaves, call.bias, call.stream.rate, **options, rng_state=state)
     call.check(out, None, leaves, top_left=True)
 
 

@@ -23,7 +23,7 @@ from flashverify_kernels import (
 
 from tests.kernels.packed_support import Inputs, Places, draw_packed
 from tests.kernels.reference import attention
-from tests.kernels.test_api import FLASH, leaf
+from tests.kernels.test_api import FLASH, leaf, pick_stream, weights
 
 CALLS = range(24)
 
@@ -44,7 +44,7 @@ def test_names_order_and_defaults(function: Callable[..., object]) -> None:
     assert tuple(positional) == (*required, *defaults)
     assert {name: p.default for name, p in positional.items() if name in defaults} == defaults
     assert all(positional[name].default is inspect.Parameter.empty for name in required)
-    ours = {"learnable_sink", "input_precision", "tiles"} | used
+    ours = {"learnable_sink", "rng_state", "input_precision", "tiles"} | used
     assert set(parameters) - set(positional) == ours
     assert all(parameters[name].default is None for name in ours - {"input_precision"})
 
@@ -74,6 +74,7 @@ class Call:
         self.tiles = pick((None, Tiles(*[TileConfig(16, 16)] * 3)))
         sink = torch.randn(heads, dtype=torch.float64, generator=torch.Generator().manual_seed(number)).to(device)
         self.sink = pick((None, sink.requires_grad_()))
+        self.stream = pick_stream(self.random)
 
     def _used(self, stored: tuple[int, ...]) -> tuple[int, ...] | None:
         return self.random.choice((None, tuple(self.random.randint(0, rows) for rows in stored)))
@@ -82,7 +83,8 @@ class Call:
     def options(self) -> dict[str, object]:
         """The arguments that all three functions share."""
         return {
-            "dropout_p": 0.0,
+            "dropout_p": self.stream.rate,
+            "rng_state": (self.stream.seed, self.stream.offset),
             "softmax_scale": self.scale,
             "causal": self.causal,
             "window_size": self.window,
@@ -95,7 +97,7 @@ class Call:
             "tiles": self.tiles,
         }
 
-    def _expected(self, of_q: slice, of_k: slice, slopes: torch.Tensor | None):
+    def _expected(self, sequence: int, of_q: slice, of_k: slice, slopes: torch.Tensor | None):
         """Results of one sequence from the definition."""
         x, sizes = self.inputs, (of_q.stop - of_q.start, of_k.stop - of_k.start)
         left, right = (None if side == -1 else side for side in self.window)
@@ -109,6 +111,7 @@ class Call:
             softcap=self.softcap or None,
             alibi=None if slopes is None else slopes.expand(1, x.q.shape[1]),
             sink=self.sink,
+            weight=weights(self.stream, x.q.shape[1], (sequence,), sizes, x.q.device),
         )
 
     def check(self, out: torch.Tensor, lse: torch.Tensor, leaves: tuple[torch.Tensor, ...]) -> None:
@@ -119,7 +122,7 @@ class Call:
         slopes = self.slopes if self.slopes is None or self.slopes.dim() == 2 else self.slopes.expand(self.places.sequences, -1)
         sums = [torch.zeros_like(self.sink.detach())] * 2 if self.sink is not None else []
         for sequence, (of_q, of_k) in enumerate(self.places.slices()):
-            expected = self._expected(of_q, of_k, None if slopes is None else slopes[sequence])
+            expected = self._expected(sequence, of_q, of_k, None if slopes is None else slopes[sequence])
             for name, part in (("out", of_q), ("lse", of_q), ("dq", of_q), ("dk", of_k), ("dv", of_k)):
                 rows = found[name][part]
                 assert expected.worst(name, (rows.T if name == "lse" else rows.transpose(0, 1))[None]) <= 1.0, (name, sequence)
@@ -140,7 +143,7 @@ def _call(function: Callable[..., object], call: Call, *tensors: torch.Tensor) -
     out, lse, probabilities = function(
         *tensors, starts_q, starts_k, *longest, **call.options, seqused_q=used_q, seqused_k=used_k
     )
-    assert probabilities is None
+    assert (probabilities is None) == (call.stream.rate == 0.0)
     return out, lse
 
 

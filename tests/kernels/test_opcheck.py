@@ -21,7 +21,15 @@ FEATURES: dict[str, dict[str, object]] = {
     "slopes": {"alibi": (1, 2)},
     "bias": {"bias": (1, 2, 1, 5)},
     "sink": {"sink": (2,)},
-    "everything": {"softcap": 1.5, "causal_offset": 2, "alibi": (1, 2), "bias": (1, 1, 3, 5), "sink": (2,)},
+    "dropout": {"dropout_p": 0.5},
+    "everything": {
+        "softcap": 1.5,
+        "causal_offset": 2,
+        "alibi": (1, 2),
+        "bias": (1, 1, 3, 5),
+        "sink": (2,),
+        "dropout_p": 0.25,
+    },
 }
 """Of the dense operators; shapes stand for tensors."""
 
@@ -36,7 +44,8 @@ def _arguments(feature: str, device: torch.device) -> dict[str, object]:
         else value
         for name, value in FEATURES[feature].items()
     }
-    return {"q": q, "k": k, "v": v, "scale": 0.5, "precision": "ieee", **absent, **given}
+    given["rng_state"] = torch.tensor([5, 8], device=device) if "dropout_p" in given else None
+    return {"q": q, "k": k, "v": v, "scale": 0.5, "precision": "ieee", "dropout_p": 0.0, **absent, **given}
 
 
 def _attention(device: torch.device) -> Iterator[dict[str, object]]:
@@ -100,9 +109,10 @@ def _packed(device: torch.device) -> Iterator[dict[str, object]]:
     plain = {
         "q": q, "k": k, "v": v, "sink": None, "starts_q": starts_q, "starts_k": starts_k, "used_q": None, "used_k": None,
         "scale": 0.5, "softcap": None, "alibi": None, "last_offset": None, "first_offset": None, "precision": "ieee",
-        "tiles": None,
+        "tiles": None, "dropout_p": 0.0, "rng_state": None,
     }  # fmt: skip
     features = {"sink": torch.ones(2, device=device), "alibi": torch.ones(2, 2, device=device), "softcap": 2.0}
+    features |= {"dropout_p": 0.5, "rng_state": torch.tensor([5, 8], device=device)}
     yield plain
     yield {**plain, **features, "used_q": used, "used_k": used, "last_offset": 0, "first_offset": -3}
 
@@ -123,15 +133,40 @@ def _packed_attention_backward(device: torch.device) -> Iterator[dict[str, objec
             yield {**arguments, **given, "needs_sink_grad": arguments["sink"] is not None}
 
 
+def _attention_probabilities(device: torch.device) -> Iterator[dict[str, object]]:
+    for feature in FEATURES:
+        arguments = _arguments(feature, device)
+        _, lse = attention(**arguments)
+        yield {name: x for name, x in arguments.items() if name not in ("v", "sink", "tiles")} | {"lse": lse}
+
+
+def _packed_attention_probabilities(device: torch.device) -> Iterator[dict[str, object]]:
+    for arguments in _packed(device):
+        _, lse = packed_attention(**arguments)
+        given = {name: x for name, x in arguments.items() if name not in ("v", "sink", "tiles")}
+        yield given | {"lse": lse, "longest_q": 3, "longest_k": 4}
+
+
+def _dropout_state(device: torch.device) -> Iterator[dict[str, object]]:
+    yield {"like": torch.ones(2, device=device), "words": 64}
+
+
 OPERATORS: dict[str, Callable[[torch.device], Iterator[dict[str, object]]]] = {
     "attention": _attention,
     "attention_backward": _attention_backward,
+    "attention_probabilities": _attention_probabilities,
     "packed_attention": _packed_attention,
     "packed_attention_backward": _packed_attention_backward,
+    "packed_attention_probabilities": _packed_attention_probabilities,
+    "dropout_state": _dropout_state,
     "append_to_cache": _append_to_cache,
     "cached_attention": _cached_attention,
 }
 """Operator -> arguments of calls that torch checks."""
+
+
+CHECKS = ("test_aot_dispatch_dynamic", "test_schema", "test_autograd_registration", "test_faketensor")
+"""torch's own; the first compares two calls, which draw two states."""
 
 
 def test_every_registered_operator_is_here() -> None:
@@ -144,4 +179,4 @@ def test_every_registered_operator_is_here() -> None:
 def test_torch_finds_nothing_wrong(name: str, device: torch.device) -> None:
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     for arguments in OPERATORS[name](device):
-        torch.library.opcheck(operator, (), arguments)
+        torch.library.opcheck(operator, (), arguments, test_utils=CHECKS[name == "dropout_state" :])
