@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from flashverify.checks.examination import Examination
 from flashverify.checks.registry import all_checks
@@ -79,3 +80,10 @@ def test_where_weights_are_not_all_one_it_does_not_apply():
     beyond = CASE.replace(mask="full", seqlen_k=16 * 20)
     assert check(Dropping(predictable=False), beyond).reason == "not every pair's bit can be told"
     assert math.isclose(check(Dropping(), beyond).rates.mask_low, CASE.dropout, rel_tol=2.0**-30)
+
+
+def test_a_factor_in_the_format_of_p_is_that_of_another_rate():
+    """1 / 0.9 in bfloat16 is 1.109375."""
+    case = LARGE.replace(dtype="bf16", dropout=0.1)
+    assert check(Dropping(factor=lambda r: float(torch.tensor(r, dtype=torch.bfloat16))), case).verdict is Verdict.FAIL
+    assert check(Dropping(), case).verdict is Verdict.PASS
