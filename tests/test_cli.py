@@ -306,6 +306,16 @@ def test_replay_of_an_empty_case_has_no_worst_row(run):
     assert "worst at" not in out
 
 
+def test_replay_shows_the_masks_of_dropout(run):
+    case = "fp32_b2_h4x4_n256x256_d16_full_normal_contiguous_drop0.25_s0"
+    code, out, _ = run("replay", case, "--kernel", SDPA)
+    assert code == 0
+    for words in ("check mask: pass", "forward", "524,288", "check statistics: pass", "least likely"):
+        assert words in out
+    assert "what the rescaling assumes: 0.2" in out
+    assert "check accuracy: unsupported" in out
+
+
 def test_replay_marks_the_element_that_the_reason_names(run):
     _, out, _ = run("replay", BASE_2, "--kernel", "mutant:lse-in-base-2")
     index = out.partition("worst ")[2].partition(" at (")[2].partition(")")[0]

@@ -96,7 +96,7 @@ def decode(case: AttentionCase, inputs: Inputs, function: Decode, **options: obj
 
     Raises:
         KernelDefectError: if the call leaves anything else in the caches than was there and was appended: bit for bit, but for
-            appended keys that are turned, which lie within their budget (docs/numerics.md, lemma 16).
+            appended keys that are turned, which lie within their budget (docs/numerics.md, lemma 17).
     """
     cache = empty_cache(case, inputs)
     q, k, v = (x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))

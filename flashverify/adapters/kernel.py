@@ -25,6 +25,14 @@ class Kernel(Protocol):
         returns_lse: whether its lse is its own; otherwise lse is NaN, and nothing that needs it is checked.
         saves_outputs: whether its backward pass works from the out and lse that it returned, as FlashAttention's does: then it
             is also checked as a function of them ("modular"). A kernel that keeps more digits can't be held to that.
+        predictable: whether its dropout mask is the one that docs/adr/0016 defines and the host predicts. One of another
+            generator is held to itself alone: backward against forward, its rate and independence. Either way the mask follows
+            from the case, and is the same whenever the case runs: a generator's state is set to the case's stream before.
+        run_again: a method of case and inputs like `run`, if there is one, that leaves the generator's state as the call before
+            left it: what a training step does after another one.
+        signed_probabilities: a method of case and inputs, if there is one: the probabilities before dropout, in the case's
+            dtype, (batch, heads_q, seqlen_q, seqlen_k), with the sign bit set where dropout drops a pair, visible or not; or
+            None, where it returns none.
         unrounded: a method, if there is one: outputs in the accumulator's format, before the final rounding, as a debug mode
             writes them; the gradients are still a function of out as users get it. None where there is nothing to leave out.
         sources: folder of the package that holds its source, to be hashed for the record, or None.
@@ -34,6 +42,7 @@ class Kernel(Protocol):
     device: torch.device
     returns_lse: bool
     saves_outputs: bool
+    predictable: bool
     sources: Path | None
 
     def declines(self, case: AttentionCase) -> str | None:

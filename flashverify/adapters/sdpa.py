@@ -8,6 +8,7 @@ operation. None states its walk over the keys: it is inferred.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import flash_attention
+from flashverify.adapters.generator import DeviceGenerator
 from flashverify.adapters.packing import PACKED
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.dropout.mask import stream_of
 from flashverify.numerics.contract import Contract
 
 BACKENDS = {
@@ -44,6 +47,7 @@ class SdpaKernel:
 
     returns_lse = False
     saves_outputs = False
+    predictable = False
 
     def __init__(self, backend: str, device: torch.device) -> None:
         """Choose a backend.
@@ -59,6 +63,7 @@ class SdpaKernel:
         self.device = device
         self.sources: Path | None = None
         self._backend = backend
+        self._generator = DeviceGenerator(device)
 
     def declines(self, case: AttentionCase) -> str | None:
         """What the backends do not take, or take by way of copies that change the arithmetic."""
@@ -79,6 +84,7 @@ class SdpaKernel:
             (0 in (case.batch, case.seqlen_q, case.seqlen_k), "empty sizes"),
             (case.softmax_scale <= 0.0, "scale that is not positive"),
             (case.layout not in ("contiguous", "bnhd"), f"layout {case.layout}"),
+            (case.dropout == 1.0, "dropout of everything"),
         )
         return next((reason for refused, reason in refusals if refused), None)
 
@@ -95,10 +101,18 @@ class SdpaKernel:
 
     def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
         """Forward and backward; see `Kernel.run`."""
+        return self._run(case, inputs, self._generator.at(stream_of(case)))
+
+    def run_again(self, case: AttentionCase, inputs: Inputs) -> Outputs:
+        """Another call, with dropout from where the last one left the generator; see `Kernel`."""
+        return self._run(case, inputs, self._generator.where_it_was_left())
+
+    def _run(self, case: AttentionCase, inputs: Inputs, drawing: AbstractContextManager[None]) -> Outputs:
         call: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
+        options = {"is_causal": case.mask != "full", "scale": case.scale, "dropout_p": case.dropout or 0.0}
 
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, None]:
-            with sdpa_kernel(BACKENDS[self._backend]):
-                return call(q, k, v, is_causal=case.mask != "full", scale=case.scale), None
+            with sdpa_kernel(BACKENDS[self._backend]), drawing:
+                return call(q, k, v, **options), None
 
         return differentiate(attention, inputs)

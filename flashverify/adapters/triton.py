@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 
 from flashverify.adapters.autograd import differentiate
@@ -15,6 +16,7 @@ from flashverify.adapters.triton_decoder import TritonDecoder
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_slope_tensor, causal_offset, first_offset, limited
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.dropout.mask import stream_of
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
 
@@ -26,6 +28,7 @@ class TritonKernel:
 
     returns_lse = True
     saves_outputs = True
+    predictable = True
 
     def __init__(
         self, device: torch.device, name: str = "triton", package: str = PACKAGE, precision: Precision = "ieee"
@@ -95,22 +98,12 @@ class TritonKernel:
 
     def run(self, case: AttentionCase, inputs: Inputs) -> Outputs:
         """Forward and backward; see `Kernel.run`."""
-        slopes = self._slopes(case)
-        if slopes is not None and case.alibi == "heads" and case.batch:
-            slopes = slopes[0]
-        sides = tuple(-1 if side is None else side for side in (case.window_left, case.window_right))
-        options = {
-            "softmax_scale": case.scale,
-            "causal": case.mask == "causal",
-            "softcap": case.softcap or 0.0,
-            "alibi_slopes": slopes,
-            "window_size": sides,
-            "input_precision": self.precision,
-        }
+        options = self._options(case)
         if case.cache is not None:
             return self._decoder.run(case, inputs, **options)
         if case.lengths is not None:
             return run_packed(self._package.flash_attn_varlen_func, case, inputs, **options)
+        state = self._state(case)
 
         def through_function(
             q: torch.Tensor,
@@ -135,13 +128,51 @@ class TritonKernel:
             bias: torch.Tensor | None = None,
             sink: torch.Tensor | None = None,
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            # The SDPA drop-in, which aligns top-left, returns no lse.
+            # The SDPA drop-in, which aligns top-left, returns no lse; with dropout the others return probabilities beside it.
             flat = None if sink is None else sink.flatten()
             features = case.softcap, None, bias, flat, causal_offset(case), first_offset(case)
-            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None)
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None, *state)
             return out, lse
 
-        return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
+        by_operator = case.mask == "causal-topleft" or case.dropout is not None
+        return differentiate(through_operator if by_operator else through_function, inputs)
+
+    def signed_probabilities(self, case: AttentionCase, inputs: Inputs) -> torch.Tensor | None:
+        """Probabilities with the dropout mask in their sign bits; see `Kernel`. None where the functions return none."""
+        if not case.dropout or case.mask == "causal-topleft" or case.lengths is not None:
+            return None
+        probabilities: torch.Tensor = self._package.flash_attn_func(
+            *(x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v)),
+            return_attn_probs=True,
+            attn_bias=inputs.bias,
+            learnable_sink=None if inputs.sink is None else inputs.sink.flatten(),
+            **self._options(case),
+        )[2]
+        return probabilities
+
+    def _options(self, case: AttentionCase) -> dict[str, object]:
+        """Arguments that the public functions share."""
+        slopes = self._slopes(case)
+        if slopes is not None and case.alibi == "heads" and case.batch:
+            slopes = slopes[0]
+        options: dict[str, object] = {
+            "softmax_scale": case.scale,
+            "causal": case.mask == "causal",
+            "softcap": case.softcap or 0.0,
+            "alibi_slopes": slopes,
+            "window_size": tuple(-1 if side is None else side for side in (case.window_left, case.window_right)),
+            "input_precision": self.precision,
+        }
+        stream = stream_of(case)
+        return options if stream is None else options | {"dropout_p": stream.rate, "rng_state": (stream.seed, stream.offset)}
+
+    def _state(self, case: AttentionCase) -> tuple[float, torch.Tensor | None]:
+        """Drop rate, and the generator's state as operators take it."""
+        stream = stream_of(case)
+        if stream is None:
+            return 0.0, None
+        bits = np.array([stream.seed, stream.offset], dtype=np.uint64).view(np.int64)
+        return stream.rate, torch.from_numpy(bits).to(self.device)
 
     def unrounded(self, case: AttentionCase, inputs: Inputs) -> Outputs | None:
         """Outputs in float32, before the final rounding; None for dtypes that have none, packed sequences, and decoding."""
@@ -151,7 +182,9 @@ class TritonKernel:
         attention = importlib.import_module(f"{self._package.__name__}.unrounded").unrounded_attention
         visible = causal_offset(case), first_offset(case)
         sink = None if inputs.sink is None else inputs.sink.flatten()
+        rate, state = self._state(case)
         features = {"softcap": case.softcap, "alibi": self._slopes(case), "bias": inputs.bias, "sink": sink}
+        features |= {"dropout_p": rate, "rng_state": state}
         out, lse, dq, dk, dv, dbias, dsink = attention(*tensors, case.softmax_scale, *visible, **features)
         shaped = None if dsink is None else dsink[None, :, None]
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv, dbias=dbias, dsink=shaped)

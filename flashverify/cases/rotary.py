@@ -8,7 +8,7 @@ the cache before the call have been turned by then, and stay. Query i has positi
 size, else L, where L is the number of keys in the cache before the call: the rules of flash-attn's `flash_attn_with_kvcache`.
 
 Cosines and sines are numbers of the case's dtype, as a user of that function passes them: exact, whatever angle they are of.
-So the rotation is a part of the definition, and all that a kernel rounds is its own error (docs/numerics.md, lemma 16). The
+So the rotation is a part of the definition, and all that a kernel rounds is its own error (docs/numerics.md, lemma 17). The
 scalar form is for mpmath and balls, the vectorised one for float64; tests hold them equal.
 """
 

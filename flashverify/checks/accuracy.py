@@ -25,6 +25,8 @@ def accuracy(examination: Examination) -> CheckResult | None:
     """Every element within T1; None for float64 cases."""
     if examination.case.dtype == "fp64":
         return None
+    if examination.draws_its_own is not None:
+        return CheckResult(check="accuracy", verdict=Verdict.UNSUPPORTED, reason=examination.draws_its_own)
     reference = end_to_end(examination)
     out_of_range = reference.range_violation(examination)
     if out_of_range is not None:

@@ -34,6 +34,8 @@ def distribution(examination: Examination) -> CheckResult | None:
     """Errors of the predicted size, without direction; None for float64 cases."""
     if examination.case.dtype == "fp64":
         return None
+    if examination.draws_its_own is not None:
+        return CheckResult(check="distribution", verdict=Verdict.UNSUPPORTED, reason=examination.draws_its_own)
     with examination.stopwatch.stage("sharp"):
         return _examine(examination)
 

@@ -109,6 +109,13 @@ class Examination:
         """The same kernel on another case."""
         return Examination(self.kernel, case, self.arithmetic, self.stopwatch)
 
+    @property
+    def draws_its_own(self) -> str | None:
+        """Why no oracle knows what the kernel drops, or None: it drops nothing, or what the host predicts."""
+        if self.case.dropout is None or self.kernel.predictable:
+            return None
+        return "the kernel's dropout mask is of a generator of its own"
+
     @cached_property
     def not_sharp(self) -> str | None:
         """Why the sharp model says nothing of this case, or None."""

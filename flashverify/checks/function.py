@@ -30,6 +30,8 @@ def function(examination: Examination) -> CheckResult | None:
     """The float64 instantiation lies inside the enclosure; None for large cases of lower precision."""
     if examination.case.dtype != "fp64" and not _is_small(examination.case):
         return None
+    if examination.draws_its_own is not None:
+        return CheckResult(check="function", verdict=Verdict.UNSUPPORTED, reason=examination.draws_its_own)
     double = examination.doubled
     declined = double.kernel.declines(double.case)
     if declined is not None:

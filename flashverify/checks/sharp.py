@@ -25,6 +25,8 @@ def sharp(examination: Examination) -> CheckResult | None:
     """Every element within T2; None for float64 cases."""
     if examination.case.dtype == "fp64":
         return None
+    if examination.draws_its_own is not None:
+        return CheckResult(check="sharp", verdict=Verdict.UNSUPPORTED, reason=examination.draws_its_own)
     with examination.stopwatch.stage("sharp"):
         return _examine(examination)
 

@@ -10,6 +10,7 @@ from flashverify.checks import accuracy, function, sharp
 from flashverify.checks.comparison import Comparison
 from flashverify.checks.examination import Examination
 from flashverify.console.anatomy import worst_row
+from flashverify.console.dropout import bits_table, rates_line, statistics_table
 from flashverify.console.tables import measurement_table, verdict_text
 from flashverify.console.tiers import distribution_table, sharp_table
 from flashverify.records.measurement import CaseRecord, CheckResult, Verdict
@@ -50,6 +51,12 @@ def _print_result(console: Console, result: CheckResult, said: str) -> None:
         console.print(sharp_table(result.sharp))
     if result.distributions:
         console.print(distribution_table(result.distributions))
+    if result.bits:
+        console.print(bits_table(result.bits))
+    if result.statistics:
+        console.print(statistics_table(result.statistics))
+    if result.rates is not None:
+        console.print(f"  {rates_line(result.rates)}", highlight=False, soft_wrap=True)
 
 
 def _print_worst(console: Console, comparisons: Iterable[Comparison], budget: str = "budget") -> None:

@@ -32,7 +32,9 @@ class Interval:
         return not Interval(max(self.low, other.low), min(self.high, other.high)).is_empty
 
 
-def rescaling(out: torch.Tensor, kept: torch.Tensor, pairs: torch.Tensor, value: float, error: float) -> Interval:
+def rescaling(
+    out: torch.Tensor, kept: torch.Tensor, pairs: torch.Tensor, value: float, error: torch.Tensor | float
+) -> Interval:
     """Every factor that explains all rows: r·value·kept / pairs = out, within the relative error of out.
 
     Args:
@@ -40,7 +42,7 @@ def rescaling(out: torch.Tensor, kept: torch.Tensor, pairs: torch.Tensor, value:
         kept: how many of its pairs were kept, of the same shape.
         pairs: how many it has, likewise.
         value: the constant v.
-        error: bound of |out - exact| / |exact|, below 1.
+        error: bound of |out - exact| / |exact|, from 0 to below 1: one number, or as many as there are rows.
 
     Returns:
         The factors; empty if no factor explains all rows, all real numbers if no row keeps a pair.
@@ -50,15 +52,16 @@ def rescaling(out: torch.Tensor, kept: torch.Tensor, pairs: torch.Tensor, value:
     """
     if value == 0.0:
         raise ValueError("value: got 0.0, accepted are numbers that a factor changes")
-    if not 0.0 <= error < 1.0:
+    errors = torch.as_tensor(error, dtype=torch.float64, device=out.device).expand(out.shape)
+    if not bool(((errors >= 0.0) & (errors < 1.0)).all()):
         raise ValueError(f"error: got {error}, accepted are numbers from 0 to below 1")
-    kept, pairs, out = (x.reshape(-1).double() for x in (kept, pairs, out))
+    kept, pairs, out, errors = (x.reshape(-1).double() for x in (kept, pairs, out, errors))
     shows = kept > 0
     if not bool(shows.any()):
         return Interval(-math.inf, math.inf)
     factors = out[shows] * pairs[shows] / (value * kept[shows])
     slack = 8.0 * torch.finfo(torch.float64).eps  # of the four operations here
-    bounds = factors / (1.0 + error) * (1.0 - slack), factors / (1.0 - error) * (1.0 + slack)
+    bounds = factors / (1.0 + errors[shows]) * (1.0 - slack), factors / (1.0 - errors[shows]) * (1.0 + slack)
     return Interval(float(torch.minimum(*bounds).max()), float(torch.maximum(*bounds).min()))
 
 

@@ -100,9 +100,9 @@ class Coefficients:
         """`plain_dot` of q and k, one of which may have been scaled and rounded to storage before."""
         return (1.0 + self.prescaling) * (1.0 + self.plain_dot(length)) - 1.0
 
-    def gradient_dot(self, lengths: torch.Tensor, runs: int = 1) -> torch.Tensor:
+    def gradient_dot(self, lengths: torch.Tensor, spans: torch.Tensor | None = None, runs: int = 1) -> torch.Tensor:
         """`walked_dot` of dS with q or k, which may have been scaled and rounded to storage before."""
-        return (1.0 + self.prescaling) * (1.0 + self.walked_dot(lengths, runs=runs)) - 1.0
+        return (1.0 + self.prescaling) * (1.0 + self.walked_dot(lengths, spans, runs=runs)) - 1.0
 
     def partials(self, reach: torch.Tensor, group_size: int) -> torch.Tensor:
         """Error by rounding each query head's share of dk or dv to storage before the sum over the group, if it is.
@@ -120,15 +120,23 @@ class Coefficients:
         rounded = reach * storage.unit_roundoff + group_size * 0.5 * storage.smallest_subnormal
         return rounded + self.growth(float(group_size)) * (reach + rounded)
 
-    def walked_dot(self, lengths: torch.Tensor, extra: torch.Tensor | float = 0.0, runs: int = 1) -> torch.Tensor:
+    def walked_dot(
+        self,
+        lengths: torch.Tensor,
+        spans: torch.Tensor | None = None,
+        extra: torch.Tensor | float = 0.0,
+        runs: int = 1,
+    ) -> torch.Tensor:
         """Error of dot products that a kernel accumulates over blocks, relative to the sums of magnitudes (lemma 2).
 
         Any tree of additions over n products rounds each product n times at most, so blocks cost nothing for `AnyOrder`.
         A tensor core's step may be chained onto the accumulator, or added to it afterwards: one more rounding a step. A run
-        of n consecutive terms touches at most ceil((n-1)/block) + 1 steps.
+        of n consecutive terms touches at most ceil((n-1)/block) + 1 steps; terms with zeros between them touch no more than
+        the whole stretch that they lie in, and none has less than one of them.
 
         Args:
             lengths: float64 tensor, the number of terms that may be different from zero (adding a zero is exact).
+            spans: from the first of them to the last, shaped like `lengths`; None: there are no zeros between them.
             extra: roundings of the partial sums besides (rescaling), broadcast against `lengths`.
             runs: in how many runs of equal length the terms come, each in steps of its own: the query heads of a group.
 
@@ -138,12 +146,12 @@ class Coefficients:
         dot = self.contract.dot
         core = dot.core if isinstance(dot, SplitProducts) else dot
         if isinstance(core, TensorCore):
-            beyond_first = (lengths / runs - 1.0).clamp(min=0.0)
+            beyond_first = ((lengths if spans is None else spans) / runs - 1.0).clamp(min=0.0)
             steps = torch.ceil(beyond_first / core.block) + 1.0
             for tile in (self.contract.block_q, self.contract.block_k):
                 if tile is not None and tile % core.block:  # each tile that is touched ends in a step of its own
                     steps = steps + torch.ceil(beyond_first / tile) + 1.0
-            kappa = lengths * core.truncation + runs * steps * (core.truncation + 3.0)
+            kappa = lengths * core.truncation + torch.minimum(runs * steps, lengths) * (core.truncation + 3.0)
         else:
             kappa = lengths
         # at most every term is a tile of its own
@@ -183,6 +191,31 @@ class Coefficients:
         half_spacing = floor * (0.5 * target.smallest_subnormal)
         absolute = torch.minimum(magnitude, torch.as_tensor(half_spacing, dtype=torch.float64, device=magnitude.device))
         return torch.maximum(magnitude * target.unit_roundoff, absolute)
+
+    def rescaling(self, rescale: float) -> float:
+        """Largest relative error of a product with dropout's factor: its own rounding, and the product's; none if it is 1."""
+        return 0.0 if rescale == 1.0 else self.growth(2.0)
+
+    def rescaled_after(self, rescale: float) -> float:
+        """`rescaling` of an accumulator: none if the factor is folded into P."""
+        return self.rescaling(rescale) if self.contract.rescale == "after" else 0.0
+
+    def weight_cast(self, weights: torch.Tensor, rescale: float, floor: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """Largest error of weights by their rounding to P's format, and by dropout's factor if that is folded into them before.
+
+        Args:
+            weights: float64 tensor, bounds of the weights, in the caller's normalisation, without the factor.
+            rescale: the factor.
+            floor: what an absolute 1 of the kernel's numbers is worth in that normalisation.
+
+        Returns:
+            float64 tensor shaped like `weights`, without the factor too.
+        """
+        target = self.contract.probability
+        if self.contract.rescale == "after" or rescale in {0.0, 1.0}:
+            return self.cast(target, weights, floor)
+        folded = weights * self.rescaling(rescale) + torch.minimum(weights, torch.as_tensor(floor * self.tiny).to(weights))
+        return folded + self.cast(target, weights + folded, floor / rescale)
 
     def stored(self, magnitude: torch.Tensor) -> torch.Tensor:
         """Largest error of the final cast of values bounded by `magnitude`."""

@@ -10,6 +10,8 @@ IMA J. Numer. Anal. 41, 2021):
     G_ij = W_ij (|dO||V|ᵀ + |dO|·(P|V|) + |dlse|) + P_ij |dO|·(W|V|)
     |dq| -> |scale| G|K|      |dk| -> |scale| Gᵀ|Q|      |dv| -> Wᵀ|dO|      |dbias|, |dsink| -> sums of G
 
+With dropout |V| and |dO||V|ᵀ, and W in dv, are those of kept pairs, times the factor that makes up for the others.
+
 With a soft cap c and t = tanh(X / c): a_ij is multiplied by 1 - t² and grows by c|t|, the roundings of tanh itself; G_ij is
 multiplied by 1 - t², and grows by P_ij (|dO||V|ᵀ + ...) times what X does to 1 - t², 2|t|(1 - t²)|scale|·|Q||K|ᵀ / c.
 
@@ -61,20 +63,22 @@ def magnitudes(case: AttentionCase, inputs: Inputs, lse: torch.Tensor, tile_elem
         p = torch.where(tile.seen, torch.exp((tile.logit - take(known_lse)[..., None]).clamp(max=0.0)), 0.0)
         row = (p * amplification).sum(-1, keepdim=True)
         weight = p * (1.0 + amplification + row)
-        row_out = weight @ tile.v.abs()
+        entering = tile.rescale * tile.kept_of(weight)
+        row_out = entering @ tile.v.abs()
         dout = tile.dout.abs()
-        delta = (dout * (p @ tile.v.abs())).sum(-1, keepdim=True)
-        gradient = weight * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
+        delta = (dout * (tile.rescale * tile.kept_of(p) @ tile.v.abs())).sum(-1, keepdim=True)
+        products = tile.rescale * tile.kept_of(dout @ tile.v.abs().mT)
+        gradient = weight * (products + delta + take(dlse)[..., None])
         gradient = gradient + p * (dout * row_out).sum(-1, keepdim=True)
         pairs.put(tile.place, gradient)
         if cap is not None:
-            plain = p * (dout @ tile.v.abs().mT + delta + take(dlse)[..., None])
+            plain = p * (products + delta + take(dlse)[..., None])
             gradient = gradient * cap.slope + plain * cap.slope * 2.0 * cap.tanh.abs() * raw / cap.size
         put(out, row_out)
         put(of_lse, take(of_lse) + row.squeeze(-1))
         put(dq, scale * (gradient @ tile.k.abs()))
         dk[tile.place.lanes] += scale * (gradient.mT @ tile.q.abs())
-        dv[tile.place.lanes] += weight.mT @ dout
+        dv[tile.place.lanes] += entering.mT @ dout
     queries, keys = (case.batch, case.heads_q, case.seqlen_q), (case.batch, case.heads_kv, case.seqlen_k)
     return Outputs(
         out=out.reshape(*queries, case.value_dim),

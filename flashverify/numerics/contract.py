@@ -57,6 +57,8 @@ class Contract:
             from row to row. The hard budget holds for any number (docs/numerics.md, lemma 15).
         inferred: how block_k, direction and splits were found, if the kernel does not state them (`checks/inference.py`).
         prescaled: whether q or k is multiplied by the scale and rounded to `storage` before the dot.
+        rescale: where the factor that makes up for pairs that dropout drops is multiplied in. "after": the accumulators of out
+            and dV are multiplied by it once; "folded": P is, before its rounding to `probability`. dP is, in both.
         group_partials: whether dK and dV of each query head are rounded to `storage` before the sum over the group.
     """
 
@@ -88,6 +90,7 @@ class Contract:
     splits: int | None = 1
     inferred: str = ""
     prescaled: bool = False
+    rescale: Literal["after", "folded"] = "after"
     group_partials: bool = False
 
     @property

@@ -68,7 +68,7 @@ def perturbed_weights(tile: Tile, lse: torch.Tensor, omega: torch.Tensor, ceilin
 
 
 def product_error(tile: Tile, coefficients: Coefficients) -> torch.Tensor:
-    """Bound of the error of the product of q and k, (c, r, n) (lemma 2), and of turning them before it (lemma 16)."""
+    """Bound of the error of the product of q and k, (c, r, n) (lemma 2), and of turning them before it (lemma 17)."""
     head_dim, turning = tile.q.shape[-1], Turning.of(tile, coefficients)
     magnitude = tile.score_magnitude if turning is None else turning.magnitude
     error = coefficients.score_dot(head_dim) * magnitude + 2.0 * head_dim * coefficients.tiny

@@ -2,6 +2,8 @@
 
     P = exp(x - lse),  D = rowsum(dO·out) - dlse,  dS = P·(dO·Vᵀ - D),  dq = scale·dS·K,  dk = scale·dSᵀ·Q,  dv = Pᵀ·dO
 
+With dropout dO·Vᵀ, and P in dv, are multiplied by 0 where a pair is dropped, by one factor where it is kept (lemma 16).
+
 Modular mode: out and lse are the kernel's own and count as exact inputs. End-to-end mode: they are the true ones, and the
 kernel's may be anywhere within the forward budget. Terms: docs/numerics.md, theorems 3 to 5.
 """
@@ -17,6 +19,7 @@ import torch
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
+from flashverify.dropout.of_case import rescale
 from flashverify.numerics.coefficients import Coefficients
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.exponents import (
@@ -120,7 +123,8 @@ class ScoreGradients:
         coefficients: the contract's coefficients.
         lse: lse that P is formed with, (c, r, 1), 0 for rows that see no key.
         weights: P and its largest change by exponent errors.
-        weight_error: largest error of the kernel's P as it enters Pᵀ·dO, cast included.
+        weight_error: largest error of the kernel's P as it enters Pᵀ·dO, cast included, 0 where a pair is dropped; without the
+            factor that makes up for dropped pairs.
         delta_error: largest error of D, (c, r, 1): common to all keys of a row.
         ds: true dS, the gradient of scale·q·k: behind a soft cap, if there is one.
         local: largest error of the kernel's dS as it enters dq and dk, cast included, but for the first-order effect of D's.
@@ -246,18 +250,17 @@ def _score_gradients(
     weight_change = weights.excess + tiny
     largest_weight = weights.p + weight_change
 
-    length = tile.v.shape[-1]
-    product_error = coefficients.plain_dot(length) * (tile.dout.abs() @ tile.v.abs().mT) + 2.0 * length * tiny
-    difference = tile.dout @ tile.v.mT - delta.value
+    product, product_error = _products(tile, coefficients)
+    difference = product - delta.value
     reached = difference.abs() + product_error + delta.error
     # dP - D, or (dP - rowsum) + dlse: one rounding more, of a number that dlse may dominate
     difference_error = product_error + coefficients.growth(2.0) * reached + unit * (1.0 + unit) * delta.dlse.abs() + 2.0 * tiny
     reached = difference.abs() + difference_error + delta.error
 
-    weight_error = weight_change + coefficients.cast(contract.probability, largest_weight)
+    weight_error = tile.kept_of(weight_change + coefficients.weight_cast(largest_weight, tile.rescale))
     if contract.score_gradient_of_rounded:
-        weight_change = weight_error
-        largest_weight = weights.p + weight_error
+        weight_change = weight_change + coefficients.cast(contract.probability, largest_weight)
+        largest_weight = weights.p + weight_change
     local = weight_change * reached + weights.p * difference_error
     local = local + unit * largest_weight * reached + tiny
     ds, common = weights.p * difference, weights.p * delta.error
@@ -285,6 +288,17 @@ def _score_gradients(
         delta_reach=delta.reach,
         difference_reach=reached + delta.dlse.abs(),
     )
+
+
+def _products(tile: Tile, coefficients: Coefficients) -> tuple[torch.Tensor, torch.Tensor]:
+    """dP, the product of dO and V, and the largest error of the kernel's, (c, r, n); exactly 0 where a pair is dropped."""
+    length, factor = tile.v.shape[-1], tile.rescale
+    product = tile.dout @ tile.v.mT
+    error = coefficients.plain_dot(length) * (tile.dout.abs() @ tile.v.abs().mT) + 2.0 * length * coefficients.tiny
+    if factor != 1.0:
+        product, error = factor * product, factor * error
+        error = error + coefficients.rescaling(factor) * (product.abs() + error) + coefficients.tiny
+    return tile.kept_of(product), tile.kept_of(error)
 
 
 def _behind_cap(
@@ -318,7 +332,7 @@ def _dq_error(gradients: ScoreGradients) -> torch.Tensor:
     tile, coefficients = gradients.tile, gradients.coefficients
     scale = abs(tile.softmax_scale)
     keys = tile.k.abs()
-    accumulation = coefficients.gradient_dot(tile.lengths)
+    accumulation = coefficients.gradient_dot(tile.lengths, tile.spans)
     error = gradients.error
     magnitudes = (gradients.ds.abs() + error) * accumulation + gradients.local
     common = gradients.delta_error * (gradients.common @ tile.k).abs()
@@ -333,10 +347,11 @@ class _Columns:
     """Sums over query rows, collected tile by tile: (lanes, seqlen_k, d) unless stated.
 
     Attributes:
-        dv, dk: true dv and dk / scale.
-        dv_error, dk_error: largest errors before accumulation errors, dk's without the factor scale.
+        dv, dk: true dv / rescale and dk / scale.
+        dv_error, dk_error: largest errors before accumulation errors, without these factors.
         dv_reach, dk_reach: sums of magnitudes that the kernel accumulates.
         lengths: number of rows that see each key, (seqlen_k, 1), summed over the group.
+        kept: number of those that keep it.
     """
 
     dv: torch.Tensor
@@ -346,13 +361,15 @@ class _Columns:
     dv_reach: torch.Tensor
     dk_reach: torch.Tensor
     lengths: torch.Tensor
+    kept: torch.Tensor
 
     @classmethod
     def zeros(cls, lanes: Lanes) -> _Columns:
         """Nothing collected yet."""
         dv, dv_error, dv_reach = (torch.zeros_like(lanes.v) for _ in range(3))
         dk, dk_error, dk_reach = (torch.zeros_like(lanes.k) for _ in range(3))
-        return cls(dv, dk, dv_error, dk_error, dv_reach, dk_reach, lengths=torch.zeros_like(lanes.k[..., :1]))
+        lengths, kept = (torch.zeros_like(lanes.k[..., :1]) for _ in range(2))
+        return cls(dv, dk, dv_error, dk_error, dv_reach, dk_reach, lengths, kept)
 
     def add(self, gradients: ScoreGradients, slack: torch.Tensor) -> None:
         """Add a tile's rows; slack (c, r, 1) is 1 + the evaluation's own relative error."""
@@ -360,31 +377,40 @@ class _Columns:
         lanes = tile.place.lanes
         queries, cotangents = tile.q.abs(), tile.dout.abs()
         weight_error, error = gradients.weight_error * slack, gradients.error * slack
-        self.dv[lanes] += gradients.weights.p.mT @ tile.dout
+        p = tile.kept_of(gradients.weights.p)
+        self.dv[lanes] += p.mT @ tile.dout
         self.dk[lanes] += gradients.ds.mT @ tile.q
         self.dv_error[lanes] += weight_error.mT @ cotangents
         self.dk_error[lanes] += error.mT @ queries
-        self.dv_reach[lanes] += (gradients.weights.p * slack + weight_error).mT @ cotangents
+        self.dv_reach[lanes] += (p * slack + weight_error).mT @ cotangents
         self.dk_reach[lanes] += (gradients.ds.abs() * slack + error).mT @ queries
         self.lengths[lanes] += tile.rows_that_see
+        self.kept[lanes] += tile.rows_that_keep
 
     def settle(self, coefficients: Coefficients, case: AttentionCase) -> tuple[torch.Tensor, torch.Tensor]:
         """Budgets of dk and dv (theorem 5)."""
-        scale = abs(case.softmax_scale)
+        scale, factor = abs(case.softmax_scale), rescale(case)
         events = (2.0 * self.lengths + 2.0) * coefficients.tiny
         evaluation = EVALUATION_UNIT * (self.lengths + max(case.head_dim, case.value_dim) + 64.0)
         group = case.group_size  # one walk over the queries for each head
-        accumulation = coefficients.walked_dot(self.lengths, runs=group)
+        spans = self.lengths
+        if case.bias in {"hidden", "mask"}:
+            spans = torch.where(self.lengths > 0.0, float(group * case.seqlen_q), self.lengths)
+        accumulation = coefficients.walked_dot(self.kept, spans, runs=group)
         dv = (self.dv_error + accumulation * self.dv_reach + events) * (1.0 + evaluation)
-        dv = dv + coefficients.partials(self.dv_reach + dv, group)
-        dv = dv + coefficients.stored(self.dv.abs() + evaluation * self.dv_reach + dv)
-        accumulation = coefficients.gradient_dot(self.lengths, runs=group)
+        value = factor * (self.dv.abs() + evaluation * self.dv_reach)
+        if factor != 1.0:
+            dv = factor * dv
+            # each head's share may be multiplied by itself
+            dv = dv + coefficients.rescaled_after(factor) * (factor * self.dv_reach + dv) + group * coefficients.tiny
+        dv = dv + coefficients.partials(factor * self.dv_reach + dv, group)
+        dv = dv + coefficients.stored(value + dv)
+        accumulation = coefficients.gradient_dot(self.lengths, spans, runs=group)
         dk = (self.dk_error + accumulation * self.dk_reach + events) * (1.0 + evaluation)
         shares = scale * (1.0 + coefficients.growth(2.0)) * (self.dk_reach + dk)
         value = scale * (self.dk.abs() + evaluation * self.dk_reach)
         dk = _scaled_and_stored(value, scale * dk + coefficients.partials(shares, group), coefficients)
-        seen = self.lengths > 0
-        return _settle(dk, seen), _settle(dv, seen)
+        return _settle(dk, self.lengths > 0), _settle(dv, self.kept > 0)
 
 
 def _scaled_and_stored(value: torch.Tensor, error: torch.Tensor, coefficients: Coefficients) -> torch.Tensor:

@@ -135,14 +135,28 @@ class _Rows:
 
 
 def _out_error(row: _Rows, out: torch.Tensor) -> torch.Tensor:
-    """Budget of out for the rows of a tile, (c, r, d) (theorem 1)."""
-    coefficients = row.coefficients
-    quotient = _quotient_term(row, out)
+    """Budget of out for the rows of a tile, (c, r, d) (theorem 1; with dropout, lemma 16).
+
+    Up to the last line but two all is what it is before the factor that makes up for dropped pairs. A row that keeps no key is
+    a sum of zeros.
+    """
+    coefficients, factor = row.coefficients, row.tile.rescale
+    undropped = out / factor if factor else torch.zeros_like(out)
+    quotient = _quotient_term(row, undropped)
     value = _value_term(row)
-    reached = out.abs() + quotient + value
+    reached = undropped.abs() + quotient + value
     pre = quotient + value + reached * _reciprocal_growth(row.row_sum)
-    pre = pre + coefficients.division * (out.abs() + pre) + coefficients.tiny
-    return pre + coefficients.stored(out.abs() + pre)
+    pre = pre + coefficients.division * (undropped.abs() + pre) + coefficients.tiny
+    pre = _rescaled(pre, out, coefficients, factor)
+    return torch.where(row.tile.lengths_kept > 0, pre + coefficients.stored(out.abs() + pre), 0.0)
+
+
+def _rescaled(error: torch.Tensor, value: torch.Tensor, coefficients: Coefficients, factor: float) -> torch.Tensor:
+    """The error of a value after its product with dropout's factor, from that before; the value is the one after it."""
+    if factor == 1.0:
+        return error
+    error = factor * error
+    return error + coefficients.rescaled_after(factor) * (value.abs() + error) + coefficients.tiny
 
 
 def _quotient_term(row: _Rows, out: torch.Tensor) -> torch.Tensor:
@@ -151,37 +165,50 @@ def _quotient_term(row: _Rows, out: torch.Tensor) -> torch.Tensor:
     |sum_j p_j·e^xi_j·v_j / sum_j p_j·e^xi_j - out| <= sum_j a_j·|v_j - out| / sum_j p_j·e^-omega_j, a = p·(e^omega - 1).
     The heaviest key's summand is taken as it is (near one-hot rows would be overestimated without bound), the others'
     sum by the triangle inequality or by Cauchy-Schwarz. A convex combination also stays in the values' hull, whatever
-    its weights.
+    its weights. The values of dropped keys are 0.
     """
+    tile = row.tile
     heaviest = row.weights.p.argmax(-1, keepdim=True)
-    heaviest_values = row.tile.v.gather(1, heaviest.expand(*heaviest.shape[:2], out.shape[-1]))
+    heaviest_values = tile.v.gather(1, heaviest.expand(*heaviest.shape[:2], out.shape[-1]))
+    largest, smallest = tile.v.amax(1, keepdim=True), tile.v.amin(1, keepdim=True)
+    if tile.kept is not None:
+        heaviest_values = torch.where(tile.kept.gather(-1, heaviest), heaviest_values, 0.0)
+        drops = tile.lengths_kept < tile.lengths
+        largest, smallest = (
+            torch.where(drops, x, y) for x, y in ((largest.clamp(min=0), largest), (smallest.clamp(max=0), smallest))
+        )
     alone = row.weights.excess.gather(-1, heaviest) * (heaviest_values - out).abs()
-    centred = (alone + centred_sum(row.weights.excess.scatter(-1, heaviest, 0.0), row.tile.v, out)) / row.retained
-    hull = torch.maximum(row.tile.v.amax(1, keepdim=True) - out, out - row.tile.v.amin(1, keepdim=True)).clamp(min=0.0)
+    others = row.weights.excess.scatter(-1, heaviest, 0.0)
+    apart = alone + centred_sum(tile.kept_of(others), tile.v, out) + tile.dropped_of(others) * out.abs()
+    centred = apart / row.retained
+    hull = torch.maximum(largest - out, out - smallest).clamp(min=0.0)
     return torch.where(row.bounded, torch.minimum(centred, hull), hull)
 
 
 def _value_term(row: _Rows) -> torch.Tensor:
     """Errors of the numerator: cast of P, underflow of weights, accumulation of P·V, divided by the row sum, (c, r, d)."""
-    coefficients, magnitude = row.coefficients, row.tile.v.abs()
+    tile, coefficients, magnitude = row.tile, row.coefficients, row.tile.v.abs()
     largest, everything = magnitude.amax(1, keepdim=True), magnitude.sum(1, keepdim=True)
-    weights = torch.where(row.bounded, row.weights.largest / row.retained, 1.0).clamp(max=1.0)
+    weights = tile.kept_of(torch.where(row.bounded, row.weights.largest / row.retained, 1.0).clamp(max=1.0))
     weighted = torch.minimum(weights @ magnitude, largest)
     cast = _cast_term(row, weights, magnitude, largest)
     underflow = (1.0 + row.rescales) * coefficients.tiny * row.inverse_sum * everything
-    accumulation = coefficients.walked_dot(row.tile.lengths, row.rescales) * (weighted + cast + underflow)
-    events = 2.0 * row.tile.lengths + 2.0 * row.rescales + 2.0
+    accumulation = coefficients.walked_dot(tile.lengths_kept, tile.spans, row.rescales) * (weighted + cast + underflow)
+    events = 2.0 * tile.lengths_kept + 2.0 * row.rescales + 2.0
     return cast + underflow + accumulation + events * coefficients.tiny * row.inverse_sum
 
 
 def _cast_term(row: _Rows, weights: torch.Tensor, magnitude: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     """Error by the cast of P to the contract's probability format, relative to the row sum, (c, r, d)."""
-    probability = row.coefficients.contract.probability
-    if probability is None:
+    probability, factor = row.coefficients.contract.probability, row.tile.rescale
+    folded = row.coefficients.contract.rescale == "folded" and factor != 1.0
+    if probability is None and not folded:
         return torch.zeros_like(row.retained * largest)
-    cast = row.coefficients.cast(probability, weights, row.inverse_sum) @ magnitude
+    cast = row.coefficients.weight_cast(weights, factor, row.inverse_sum) @ magnitude
+    if probability is None or folded:
+        return cast
     # the weights sum to 1, and no cast changes one by more than itself
-    floor = (row.tile.lengths * row.inverse_sum * probability.smallest_subnormal).clamp(max=1.0)
+    floor = (row.tile.lengths_kept * row.inverse_sum * probability.smallest_subnormal).clamp(max=1.0)
     return torch.minimum(cast, (probability.unit_roundoff + floor) * largest)
 
 

@@ -87,7 +87,10 @@ def _reaches(
         yield from _tile_reaches(gradients, contract)
         tile = gradients.tile
         dk[tile.place.lanes] += (gradients.ds.abs() + gradients.error).mT @ tile.q.abs()
-        dv[tile.place.lanes] += (gradients.weights.p + gradients.weight_error).mT @ tile.dout.abs()
+        # before and after dropout's factor, which is 1 at least unless everything is dropped
+        dv[tile.place.lanes] += max(tile.rescale, 1.0) * (
+            (tile.kept_of(gradients.weights.p) + gradients.weight_error).mT @ tile.dout.abs()
+        )
     dk, dv = dk[:, : case.seqlen_k], dv[:, : case.seqlen_k]
     yield "dk before the scale", _largest(dk), contract.accumulator
     yield "dv as accumulated", _largest(dv), contract.accumulator
@@ -101,6 +104,8 @@ def _reaches(
 def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tuple[str, float, Format]]:
     """The numbers that one tile forms; sums are bounded by their sums of magnitudes, so in any order."""
     tile, accumulator = gradients.tile, contract.accumulator
+    factor = max(tile.rescale, 1.0)
+    folded = factor if contract.rescale == "folded" else 1.0
     operands = contract.dot.pieces if isinstance(contract.dot, SplitProducts) else accumulator
     slack = 1.0 + gradients.coefficients.plain_dot(tile.k.shape[1] + max(tile.q.shape[-1], tile.v.shape[-1]))
     turning = Turning.of(tile, gradients.coefficients)
@@ -119,20 +124,21 @@ def _tile_reaches(gradients: ScoreGradients, contract: Contract) -> Iterator[tup
     if contract.exponent == "shifted":
         # the heaviest key's weight is 1, but the distance of two raw scores is formed before it is scaled
         yield "the distance of two scores", 2.0 * scores, accumulator
+        yield "an unnormalised weight", folded, contract.probability or operands
     else:
         # the heaviest key's exponent is 0 up to the rounding of a fused product
         residual = accumulator.unit_roundoff * logits
-        yield "an unnormalised weight", 2.0 ** min(residual, 1023.0), contract.probability or operands
+        yield "an unnormalised weight", folded * 2.0 ** min(residual, 1000.0), contract.probability or operands
     for name, values in (("q", tile.q), ("k", tile.k), ("v", tile.v), ("dO", tile.dout)):
         yield name, _largest(values.abs()), operands
     products = tile.dout.abs() @ tile.v.abs().mT
-    yield "dP", slack * _largest(products), accumulator
-    yield "a weight of the backward pass", _largest(gradients.weights.largest), contract.probability or operands
+    yield "dP", slack * factor * _largest(products), accumulator
+    yield "a weight of the backward pass", folded * _largest(gradients.weights.largest), contract.probability or operands
     yield "delta", slack * _largest(gradients.delta_reach), accumulator
     yield "dP - delta", slack * _largest(gradients.difference_reach), accumulator
     # a row's weights are at most 1 each before they are normalised
     heaviest = tile.v.abs().sum(1).max() if tile.v.numel() else tile.v.new_zeros(())
-    yield "the unnormalised output", slack * float(heaviest), accumulator
+    yield "the unnormalised output", slack * factor * float(heaviest), accumulator
     ds = gradients.ds.abs() + gradients.error
     yield "dS", _largest(ds), contract.score_gradient or operands
     yield "dq before the scale", slack * _largest(ds @ tile.k.abs()), accumulator

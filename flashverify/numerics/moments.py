@@ -94,6 +94,18 @@ class Moments:
             return self.unit
         return abs(float(torch.tensor(LOG2E, dtype=torch.float64).float()) / LOG2E - 1.0)
 
+    def rescaling(self, rescale: float) -> float:
+        """Relative variance of a product with dropout's factor; none if that is 1."""
+        return 0.0 if rescale == 1.0 else self.rounding
+
+    def rescaling_bias(self, rescale: float) -> float:
+        """Relative error of dropout's factor in the accumulator's format: the same for all that it is multiplied with."""
+        if rescale in {0.0, 1.0}:
+            return 0.0
+        if self.contract.accumulator.precision > FP32.precision:
+            return self.unit
+        return abs(float(torch.tensor(rescale, dtype=torch.float64).float()) / rescale - 1.0)
+
     def dot(
         self,
         squares: torch.Tensor,

@@ -1,4 +1,4 @@
-"""What rotary embedding may do to products of q and k: lemma 16 of docs/numerics.md.
+"""What rotary embedding may do to products of q and k: lemma 17 of docs/numerics.md.
 
 A kernel forms x' = x_a·cos -+ x_b·sin in the accumulator's format, two products and a sum, and rounds it once to storage:
 queries before the product, appended keys when they are stored in the cache.

@@ -32,7 +32,7 @@ SAMPLED_LINES = 16
 
 def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str | None:
     """Why the sharp model says nothing of a case, or None (docs/numerics.md, section 14)."""
-    reason = _untold(contract)
+    reason = _untold(contract, case)
     if reason is not None:
         return reason
     if case.rotary is not None:
@@ -46,19 +46,25 @@ def inapplicable(case: AttentionCase, inputs: Inputs, contract: Contract) -> str
     return _alike(case, inputs, contract)
 
 
-def _untold(contract: Contract) -> str | None:
+def _untold(contract: Contract, case: AttentionCase) -> str | None:
     """Why the model says nothing of a kernel with this contract, or None."""
-    if isinstance(contract.dot, SplitProducts):
-        return f"products are made of pieces in {contract.dot.pieces.name}: what they leave out is no rounding"
-    if contract.operand is not None:
-        return f"operands are rounded to {contract.operand.name}: one error for all keys of a row"
-    if contract.prescaled:
-        return "q or k is scaled and rounded before the product: one error for all keys of a row"
-    if contract.block_k is not None and not contract.block_k_exact:
-        return "the walk over key blocks is not known: which weights are rounded is not either"
-    if contract.splits is None:
-        return "rows share their keys out to parts of their own: the walk over key blocks is not one"
-    return None
+    pieces = contract.dot.pieces.name if isinstance(contract.dot, SplitProducts) else ""
+    operand = contract.operand.name if contract.operand is not None else ""
+    reasons = (
+        (pieces, f"products are made of pieces in {pieces}: what they leave out is no rounding"),
+        (operand, f"operands are rounded to {operand}: one error for all keys of a row"),
+        (contract.prescaled, "q or k is scaled and rounded before the product: one error for all keys of a row"),
+        (
+            contract.block_k is not None and not contract.block_k_exact,
+            "the walk over key blocks is not known: which weights are rounded is not either",
+        ),
+        (contract.splits is None, "rows share their keys out to parts of their own: the walk over key blocks is not one"),
+        (
+            contract.rescale == "folded" and case.dropout is not None,
+            "dropout's factor is folded into P before its rounding: weights that are 1 all have one error",
+        ),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
 
 
 def inapplicable_to(tensor: str, case: AttentionCase, contract: Contract) -> str | None:

@@ -7,7 +7,8 @@
 
 `common` is the variance of lse as the kernel uses it, the same for all keys of a row; D = rowsum(dO·out) - dlse. Errors of D
 and of lse meet all keys, so those of dk and dv have a part that their rows share. Modular mode: out and lse are the kernel's
-own and count as exact. Derivation: docs/numerics.md, section 13.
+own and count as exact. With dropout, dP and P in dv are those of kept pairs times one factor. Derivation: docs/numerics.md,
+section 13.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs
+from flashverify.dropout.of_case import rescale
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.moments import Moments
 from flashverify.numerics.sharp_forward import (
@@ -118,6 +120,7 @@ class _Gradient:
         tile: the tile.
         moments: the contract's moments.
         p: P.
+        rescaled: the derivative of dS by a relative change of dropout's factor, 0 without dropout.
         common_weight: the derivative of dS by -D: P, times the slope of a soft cap.
         ds: dS, behind a soft cap if there is one.
         weight_variance: variance of P as it enters Pᵀ·dO, but for what is common to a row.
@@ -135,6 +138,7 @@ class _Gradient:
     tile: Tile
     moments: Moments
     p: torch.Tensor
+    rescaled: torch.Tensor
     common_weight: torch.Tensor
     ds: torch.Tensor
     weight_variance: torch.Tensor
@@ -179,10 +183,14 @@ class _Gradient:
         products = (dout * out).square().sum(-1, keepdim=True)
         value = delta - take(rows.dlse)[..., None]
         delta_variance = delta_variance + moments.rounding * (of_sum * (products + delta.square()) + value.square())
-        difference = dout @ tile.v.mT - value
-        dp_variance = feature_dot(dout, tile.v, moments)
-        dp_bias = moments.dot_bias((dout @ tile.v.mT).abs(), float(tile.v.shape[-1]))
+        factor = tile.rescale
+        product = factor * tile.kept_of(dout @ tile.v.mT)
+        difference = product - value
+        dp_variance = factor**2 * tile.kept_of(feature_dot(dout, tile.v, moments))
+        dp_variance = dp_variance + moments.rescaling(factor) * product.square()
+        dp_bias = factor * tile.kept_of(moments.dot_bias((dout @ tile.v.mT).abs(), float(tile.v.shape[-1])))
         ds, common_weight = p * difference, p
+        rescaled = p * product if factor != 1.0 else torch.zeros_like(p)
         ds_variance = ds.square() * (relative + 2.0 * moments.rounding) + p.square() * dp_variance
         ds_bias = p * dp_bias
         cast = moments.weight_cast(contract.probability, p)
@@ -194,7 +202,7 @@ class _Gradient:
             ds_variance = rest + ds.square() * _capped_variance(tile, moments, tile.cap, by_score)
             bent = 2.0 * tile.cap.tanh.abs() / tile.cap.size * argument_shrinkage(tile, moments) + moments.slope_mean
             ds_bias = slope * ds_bias + ds.abs() * slope * bent
-            ds, common_weight = ds * slope, p * slope
+            ds, common_weight, rescaled = ds * slope, p * slope, rescaled * slope
         scale = abs(tile.softmax_scale)
         factor = scale if contract.score_gradient_scaled and scale else 1.0
         ds_cast = moments.cast(contract.score_gradient, ds.abs(), factor)
@@ -204,6 +212,7 @@ class _Gradient:
             tile=tile,
             moments=moments,
             p=p,
+            rescaled=rescaled,
             ds=ds,
             weight_variance=torch.where(seen, weight_variance, 0.0),
             ds_variance=torch.where(seen, ds_variance, 0.0),
@@ -253,13 +262,14 @@ def _dq(gradient: _Gradient) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     bias = bias + (gradient.vanished_ds @ keys).abs() + moments.exponential_mean * value.abs()
     bias = bias + moments.multiplier * (((gradient.ds * gradient.logit) @ keys).abs() + value.abs())
     bias = bias + moments.conversion * ((gradient.ds * gradient.converted) @ keys).abs()
+    bias = bias + moments.rescaling_bias(tile.rescale) * (gradient.rescaled @ keys).abs()
     scale = abs(tile.softmax_scale)
     return scale * bias, scale * variance.sqrt(), scale * (gradient.ds_cast @ squares).sqrt()
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Sums over query rows, collected tile by tile: (lanes, seqlen_k, d); dk's without the factor scale.
+    """Sums over query rows, collected tile by tile: (lanes, seqlen_k, d); without scale and dropout's factor.
 
     Attributes:
         dv, dk: values.
@@ -271,7 +281,9 @@ class _Columns:
         dv_logit, dk_logit: derivatives by a relative change of all logits.
         dv_converted, dk_converted: derivatives by a relative change of the constant log2(e).
         dv_vanished, dk_vanished: the parts of P and dS that their rounding makes 0.
+        dk_rescaled: derivative by a relative change of dropout's factor.
         lengths: number of rows that see each key, (lanes, seqlen_k, 1).
+        kept: number of those that keep it.
     """
 
     dv: torch.Tensor
@@ -292,18 +304,21 @@ class _Columns:
     dk_converted: torch.Tensor
     dv_vanished: torch.Tensor
     dk_vanished: torch.Tensor
+    dk_rescaled: torch.Tensor
     lengths: torch.Tensor
+    kept: torch.Tensor
 
     @classmethod
     def zeros(cls, lanes: Lanes) -> _Columns:
         """Nothing collected yet."""
         of = {"dk": lanes.k, "dv": lanes.v}
         sums = {field.name: torch.zeros_like(of.get(field.name[:2], lanes.k)) for field in fields(cls)}
-        return cls(**sums | {"lengths": torch.zeros_like(lanes.k[..., :1])})
+        return cls(**sums | {name: torch.zeros_like(lanes.k[..., :1]) for name in ("lengths", "kept")})
 
     def add(self, gradient: _Gradient) -> None:
         """Add a tile's rows."""
-        tile, p, ds = gradient.tile, gradient.p, gradient.ds
+        tile, ds, kept = gradient.tile, gradient.ds, gradient.tile.kept_of
+        p = kept(gradient.p)
         lanes, queries, cotangents = tile.place.lanes, tile.q, tile.dout
         shared_by_dv = (gradient.common * p.square()).mT @ cotangents.square()
         shared_by_dk = (
@@ -311,11 +326,11 @@ class _Columns:
         ).mT @ queries.square()
         self.dv[lanes] += p.mT @ cotangents
         self.dk[lanes] += ds.mT @ queries
-        self.dv_casts[lanes] += gradient.weight_cast.mT @ cotangents.square()
+        self.dv_casts[lanes] += kept(gradient.weight_cast).mT @ cotangents.square()
         self.dk_casts[lanes] += gradient.ds_cast.mT @ queries.square()
         self.dv_shared[lanes] += shared_by_dv
         self.dk_shared[lanes] += shared_by_dk
-        self.dv_variance[lanes] += gradient.weight_variance.mT @ cotangents.square() + shared_by_dv
+        self.dv_variance[lanes] += kept(gradient.weight_variance).mT @ cotangents.square() + shared_by_dv
         self.dk_variance[lanes] += gradient.ds_variance.mT @ queries.square() + shared_by_dk
         self.dv_squares[lanes] += p.square().mT @ cotangents.square()
         self.dk_squares[lanes] += ds.square().mT @ queries.square()
@@ -326,15 +341,19 @@ class _Columns:
         self.dk_logit[lanes] += (ds * gradient.logit).mT @ queries
         self.dv_converted[lanes] += (p * gradient.converted).mT @ cotangents
         self.dk_converted[lanes] += (ds * gradient.converted).mT @ queries
-        self.dv_vanished[lanes] += gradient.vanished_p.mT @ cotangents
+        self.dv_vanished[lanes] += kept(gradient.vanished_p).mT @ cotangents
         self.dk_vanished[lanes] += gradient.vanished_ds.mT @ queries
+        self.dk_rescaled[lanes] += gradient.rescaled.mT @ queries
         self.lengths[lanes] += tile.rows_that_see
+        self.kept[lanes] += tile.rows_that_keep
 
     def settle(self, moments: Moments, case: AttentionCase) -> tuple[Spread, Spread]:
         """Spreads of dk and dv."""
-        scale = abs(case.softmax_scale)
-        dv_variance = self.dv_variance + moments.dot(self.dv_squares, self.dv, self.lengths)
-        dv_bias = self.dv_bias + self.dv_vanished.abs() + moments.dot_bias(self.dv.abs(), self.lengths)
+        scale, factor = abs(case.softmax_scale), rescale(case)
+        dv_variance = self.dv_variance + moments.dot(self.dv_squares, self.dv, self.kept)
+        dv_variance = dv_variance + moments.rescaling(factor) * self.dv.square()
+        dv_bias = self.dv_bias + self.dv_vanished.abs() + moments.dot_bias(self.dv.abs(), self.kept)
+        dv_bias = dv_bias + moments.rescaling_bias(factor) * self.dv.abs()
         dv_bias = dv_bias + moments.exponential_mean * self.dv.abs() + moments.multiplier * self.dv_logit.abs()
         dv_bias = dv_bias + moments.conversion * self.dv_converted.abs()
         dk_variance = self.dk_variance + moments.dot(self.dk_squares, self.dk, self.lengths)
@@ -343,9 +362,12 @@ class _Columns:
         dk_bias = dk_bias + moments.exponential_mean * self.dk.abs()
         dk_bias = dk_bias + moments.multiplier * (self.dk_logit.abs() + self.dk.abs())
         dk_bias = dk_bias + moments.conversion * self.dk_converted.abs()
+        dk_bias = dk_bias + moments.rescaling_bias(factor) * self.dk_rescaled.abs()
         return (
             Spread(scale * dk_bias, scale * dk_variance.sqrt(), scale * self.dk_shared.sqrt(), scale * self.dk_casts.sqrt()),
-            Spread(dv_bias, dv_variance.sqrt(), self.dv_shared.sqrt(), self.dv_casts.sqrt()),
+            Spread(
+                factor * dv_bias, factor * dv_variance.sqrt(), factor * self.dv_shared.sqrt(), factor * self.dv_casts.sqrt()
+            ),
         )
 
 

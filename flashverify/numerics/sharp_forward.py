@@ -219,24 +219,40 @@ def _relative_variance(tile: Tile, moments: Moments, gap: torch.Tensor, exponent
 
 def _out(row: _Rows, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Bias and deviation of out, and the part of it by casts, (c, r, d)."""
-    tile, moments, values = row.tile, row.moments, row.tile.v
-    squares = values.square()
+    tile, moments, values, factor = row.tile, row.moments, row.tile.v, row.tile.rescale
+    squares, kept = values.square(), tile.kept_of
+    rescaled, out = out, out / factor if factor else torch.zeros_like(out)  # before dropout's factor, down to the last lines
     cast_variance, vanished = _cast(row)
-    variance = centred_squares(row.p.square() * row.relative, values, out)
-    by_casts = cast_variance @ squares
+    by_exponents = row.p.square() * row.relative
+    variance = centred_squares(kept(by_exponents), values, out) + tile.dropped_of(by_exponents) * out.square()
+    by_casts = kept(cast_variance) @ squares
     variance = variance + by_casts
-    variance = variance + moments.dot(row.p.square() @ squares, out, tile.lengths)
+    variance = variance + moments.dot(kept(row.p.square()) @ squares, out, tile.lengths_kept)
     variance = variance + out.square() * (moments.rounding * row.depth + moments.division)
     if moments.contract.probability is None:  # otherwise far below the casts
         variance = variance + _rescaling_variance(row, out)
-    bias = moments.dot_bias(out.abs(), tile.lengths) + (vanished @ values).abs()
+    bias = moments.dot_bias(out.abs(), tile.lengths_kept) + (kept(vanished) @ values).abs()
     bias = bias + (_swallowed(row) @ values).abs()
-    bias = bias + moments.exponential_mean * centred_mean(row.p * row.exponentials, values, out).abs()
-    bias = bias + moments.exponential_mean * centred_sum(row.p * row.near, values, out)
-    bias = bias + moments.multiplier * centred_mean(row.p * row.multiplier, values, out).abs()
+    bias = bias + moments.exponential_mean * _moved(row, row.p * row.exponentials, out).abs()
+    bias = bias + moments.exponential_mean * _moved_at_most(row, row.p * row.near, out)
+    bias = bias + moments.multiplier * _moved(row, row.p * row.multiplier, out).abs()
     if row.shrinkage.any():
-        bias = bias + centred_sum(row.p * row.shrinkage, values, out)
-    return bias, variance.sqrt(), by_casts.sqrt()
+        bias = bias + _moved_at_most(row, row.p * row.shrinkage, out)
+    bias = factor * bias + moments.rescaling_bias(factor) * rescaled.abs()
+    variance = factor**2 * variance + moments.rescaling(factor) * rescaled.square()
+    return bias, variance.sqrt(), factor * by_casts.sqrt()
+
+
+def _moved(row: _Rows, changes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """What changes of weights (c, r, n) do to out, (c, r, d): the sum of change·(value - out); a dropped key's value is 0."""
+    tile = row.tile
+    return centred_mean(tile.kept_of(changes), tile.v, out) - tile.dropped_of(changes) * out
+
+
+def _moved_at_most(row: _Rows, changes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`_moved` at most, whatever the signs of changes of that size."""
+    tile = row.tile
+    return centred_sum(tile.kept_of(changes), tile.v, out) + tile.dropped_of(changes) * out.abs()
 
 
 def _cast(row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -265,9 +281,9 @@ def _swallowed(row: _Rows) -> torch.Tensor:
     contract = row.moments.contract
     if contract.probability is not None:
         return torch.zeros_like(row.p)
-    from_left = contract.direction == "left"
-    summed = row.p.cumsum(-1) if from_left else row.p.flip(-1).cumsum(-1).flip(-1)
-    return torch.where(row.p < 0.5 * contract.accumulator.ulp(summed), row.p, 0.0)
+    from_left, weights = contract.direction == "left", row.tile.kept_of(row.p)
+    summed = weights.cumsum(-1) if from_left else weights.flip(-1).cumsum(-1).flip(-1)
+    return torch.where(weights < 0.5 * contract.accumulator.ulp(summed), weights, 0.0)
 
 
 def _rescaling_variance(row: _Rows, out: torch.Tensor) -> torch.Tensor:
@@ -279,7 +295,7 @@ def _rescaling_variance(row: _Rows, out: torch.Tensor) -> torch.Tensor:
         # a run's factors in order: the keys that meet at least `count` of them share the last but count-1
         meets = (later >= count) & (runs == run)
         if meets.any():
-            shared = centred_mean(torch.where(meets, row.p, 0.0), row.tile.v, out)
+            shared = _moved(row, torch.where(meets, row.p, 0.0), out)
             variance = variance + row.moments.exponential * shared.square()
     return variance
 

@@ -22,6 +22,7 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.rotary import turned
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, cap_slope, capped, exists, visible_mask
 from flashverify.cases.tensors import Inputs
+from flashverify.dropout.of_case import kept, rescale
 
 TILE_ELEMENTS = 2**24
 """Default number of scores in a tile: 128 MiB a float64 matrix, of which some twenty are alive at once."""
@@ -88,6 +89,8 @@ class Tile:
         bias_terms: how many those are.
         turned: sums of the magnitudes of what elements of q and of k are sums of, (c, r, d) and (c, n, d), 0 of those that are
             not turned (`rotary.Turned`); or None, without rotary.
+        kept: bool (c, r, n), which pairs dropout keeps, seen or not, the sink's never, whose values are 0; None: no dropout.
+        rescale: what kept pairs are multiplied by, 1 without dropout.
     """
 
     place: Place
@@ -106,6 +109,8 @@ class Tile:
     bias_magnitude: torch.Tensor | None
     bias_terms: int
     turned: tuple[torch.Tensor, torch.Tensor] | None
+    kept: torch.Tensor | None
+    rescale: float
 
     @property
     def keys(self) -> int:
@@ -116,6 +121,33 @@ class Tile:
     def rows_that_see(self) -> torch.Tensor:
         """How many of the rows see each key, (n, 1) or (c, n, 1)."""
         return self.seen.sum(-2)[..., None].double()
+
+    @property
+    def lengths_kept(self) -> torch.Tensor:
+        """Number of keys that each row sees and keeps, (r, 1) or (c, r, 1)."""
+        return self.lengths if self.kept is None else (self.seen & self.kept).sum(-1, keepdim=True).double()
+
+    @property
+    def rows_that_keep(self) -> torch.Tensor:
+        """How many of the rows see and keep each key, (n, 1) or (c, n, 1)."""
+        return self.rows_that_see if self.kept is None else (self.seen & self.kept).sum(-2)[..., None].double()
+
+    @property
+    def spans(self) -> torch.Tensor:
+        """From the first key that a row sees to the last, at most, shaped like `lengths`."""
+        if self.case.bias not in {"hidden", "mask"}:
+            return self.lengths
+        return torch.where(self.lengths > 0.0, float(self.k.shape[1]), self.lengths)
+
+    def kept_of(self, values: torch.Tensor) -> torch.Tensor:
+        """The values of pairs (c, r, n) where they are kept, 0 where they are dropped; without the factor `rescale`."""
+        return values if self.kept is None else torch.where(self.kept, values, 0.0)
+
+    def dropped_of(self, values: torch.Tensor) -> torch.Tensor:
+        """The values of pairs (c, r, n) where they are dropped, summed over keys, (c, r, 1)."""
+        if self.kept is None:
+            return torch.zeros_like(values[..., :1])
+        return torch.where(self.kept, 0.0, values).sum(-1, keepdim=True)
 
     @property
     def softmax_scale(self) -> float:
@@ -210,6 +242,9 @@ class Lanes:
             of_sinks = self.sink[place.lanes].repeat_interleave(rows.numel(), 1)[..., None]
             first, *others = biases or [of_sinks.new_zeros(*of_sinks.shape[:2], columns.numel())]
             biases = [torch.cat([first, of_sinks], -1), *(pad(x, (0, 1)) for x in others)]
+        keeps = kept(self.case, entries, self._heads(place, rows), stacked[:, None], columns)
+        if keeps is not None and self.sink is not None:
+            keeps = pad(keeps, (0, 1), value=False)
         product = q @ k.mT
         cap = self.case.softcap
         made = None if cap is None else Capped.of(self.case, cap, product)
@@ -235,12 +270,20 @@ class Lanes:
             bias_magnitude=magnitude,
             bias_terms=terms,
             turned=None if self.turned is None else (place.take(self.turned[0]), self.turned[1][place.lanes]),
+            kept=keeps,
+            rescale=rescale(self.case),
         )
 
     def _entries(self, place: Place) -> torch.Tensor:
         """The batch entry of each of a tile's lanes, (c, 1, 1)."""
         lanes = torch.arange(place.lanes.start, place.lanes.stop, device=self.q.device)
         return (lanes // self.case.heads_kv)[:, None, None]
+
+    def _heads(self, place: Place, rows: torch.Tensor) -> torch.Tensor:
+        """The query head of each of a tile's stacked rows, (c, r, 1)."""
+        lanes = torch.arange(place.lanes.start, place.lanes.stop, device=self.q.device)
+        members = torch.arange(place.group, device=self.q.device).repeat_interleave(rows.numel())
+        return (lanes % self.case.heads_kv * place.group)[:, None, None] + members[:, None]
 
     def _biases(self, place: Place, rows: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor]:
         """What is added to the logits of the keys, one after the other: linear biases, then a tensor's, (c, r, n) each."""

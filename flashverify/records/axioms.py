@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from flashverify.records.decoding import decode
-from flashverify.records.wire import Count, Number, to_number
+from flashverify.records.decoding import Count, decode
+from flashverify.records.wire import Number, to_number
 
 if TYPE_CHECKING:
     from flashverify.numerics.axioms.arithmetic import Arithmetic  # which imports torch

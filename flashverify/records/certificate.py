@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from flashverify.records.axioms import Axioms
-from flashverify.records.decoding import decode
+from flashverify.records.decoding import Count, decode
 from flashverify.records.environment import Environment
 from flashverify.records.files import read_document, write_atomically
 from flashverify.records.measurement import CaseRecord
@@ -19,7 +19,6 @@ from flashverify.records.wire import (
     ELEMENT_COLUMNS,
     MEASUREMENT_COLUMNS,
     SHARP_COLUMNS,
-    Count,
     Number,
     Table,
     WireRecord,

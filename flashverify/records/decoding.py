@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 T = TypeVar("T")
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 ARRAYS: dict[str, tuple[str, ...]] = {}
 """Columns of the fields that are written as arrays, for messages: filled by the module that defines them."""

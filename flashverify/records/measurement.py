@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from flashverify.records.dropout import Bits, Rates, Statistic
+
 
 class Verdict(StrEnum):
     """The verdict of a check or of a case. A case that was not run is never a pass."""
@@ -164,6 +166,9 @@ class CheckResult:
         measurements: one entry a tensor and mode, against hard budgets.
         sharp: the same against sharp budgets.
         distributions: one entry a tensor and mode, of checks that look at the distribution of errors.
+        bits: one entry a tensor and mode, of checks that compare dropout masks.
+        statistics: one entry a question, of checks that test dropout masks of other generators.
+        rates: what a check of the effective rate found, or None.
     """
 
     check: str
@@ -172,6 +177,9 @@ class CheckResult:
     measurements: tuple[Measurement, ...] = ()
     sharp: tuple[Sharp, ...] = ()
     distributions: tuple[Distribution, ...] = ()
+    bits: tuple[Bits, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    rates: Rates | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

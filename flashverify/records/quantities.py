@@ -1,13 +1,14 @@
-"""What the gate compares of each tensor of a case, in all three tiers; of each quantity, more is worse."""
+"""What the gate compares of each tensor of a case, in all three tiers and of dropout bits; of each quantity, more is worse."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
+from flashverify.records.dropout import Bits
 from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Measurement, Sharp
 
-Entry = Measurement | Sharp | Distribution
+Entry = Measurement | Sharp | Distribution | Bits
 
 Key = tuple[str, str, str, str]
 """Check, tensor, mode and kind of entry: names an entry of a case."""
@@ -28,6 +29,8 @@ def quantities(entry: Entry) -> dict[str, float]:
         }
     if isinstance(entry, Sharp):
         return {"error / sharp budget": entry.headroom}
+    if isinstance(entry, Bits):
+        return {"bits that differ": float(entry.differing)}
     return {
         "rms(z)": entry.rms,
         "|t| / limit": _share(entry.t, entry.largest_t),
@@ -56,6 +59,7 @@ def entries(result: CheckResult) -> Iterator[tuple[str, Entry]]:
     yield from (("measurement", entry) for entry in result.measurements)
     yield from (("sharp", entry) for entry in result.sharp)
     yield from (("distribution", entry) for entry in result.distributions)
+    yield from (("bits", entry) for entry in result.bits)
 
 
 def coverage_lost(old: Entry, new: Entry | None) -> tuple[str, str] | None:
@@ -66,8 +70,12 @@ def coverage_lost(old: Entry, new: Entry | None) -> tuple[str, str] | None:
     """
     if isinstance(old, Distribution):
         return (f"{old.elements} scores", "not scored") if new is None else None
+    if isinstance(old, Bits):
+        compared = new.compared if isinstance(new, Bits) else 0
+        return (f"{old.compared} bits", f"{compared} bits") if compared < old.compared else None
     if new is None:
         return f"{old.elements} elements", "not measured"
+    assert not isinstance(new, Bits)
     return (f"{old.elements} elements", f"{new.elements} elements") if new.elements < old.elements else None
 
 

@@ -8,16 +8,16 @@ the top of a certificate), and numerical contracts and configurations are kept o
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
-from flashverify.records.decoding import ARRAYS, decode
+from flashverify.records.decoding import ARRAYS, Count, decode
+from flashverify.records.dropout import Bits, Rates, Statistic
 from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Element, Measurement, Sharp, Verdict
 
 Nonfinite = Literal["NaN", "Infinity", "-Infinity"]
 Number = float | Nonfinite
-Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class WireElement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -87,6 +87,9 @@ class WireResult(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     measurements: tuple[WireMeasurement, ...] = ()
     sharp: tuple[WireSharp, ...] = ()
     distributions: tuple[WireDistribution, ...] = ()
+    bits: tuple[Bits, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    rates: Rates | None = None
 
 
 class WireRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -285,6 +288,9 @@ def to_record(record: CaseRecord, contracts: Table, configurations: Table) -> Wi
                 tuple(map(to_measurement, result.measurements)),
                 tuple(map(to_sharp, result.sharp)),
                 tuple(map(to_distribution, result.distributions)),
+                result.bits,
+                result.statistics,
+                result.rates,
             )
             for result in record.results
         ),
@@ -309,6 +315,9 @@ def from_record(wire: WireRecord, contract: dict[str, str], configuration: dict[
                 measurements=tuple(map(from_measurement, result.measurements)),
                 sharp=tuple(map(from_sharp, result.sharp)),
                 distributions=tuple(map(from_distribution, result.distributions)),
+                bits=result.bits,
+                statistics=result.statistics,
+                rates=result.rates,
             )
             for result in wire.results
         ),

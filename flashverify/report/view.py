@@ -21,6 +21,7 @@ from flashverify.records.summary import (
 from flashverify.records.tiers import tiers
 from flashverify.records.timings import STAGES, UNTIMED, UNTIMED_MEANING, spent
 from flashverify.report.conclusion import verdict_caveats, verdict_sentence, verdict_word
+from flashverify.report.dropout import bits_rows, statistics_rows
 from flashverify.report.problems import Problem, describe, worst_first
 from flashverify.report.rounding import TierLine, tier_lines
 from flashverify.report.text import count, duration, exact, number, replay_command
@@ -79,6 +80,9 @@ class View:
         axioms: what the device's arithmetic was measured to do; empty if it was not measured.
         tiers: errors against hard and sharp budgets, and statistics of their scores; empty if none beyond the hard ran.
         inapplicable: rows of check, reason why it did not apply, and number of cases.
+        mask_bits: rows of tensor, what its dropout mask was compared with, cases, bits, those that differ, those that can't be
+            told, and those that signs read by value would have lost.
+        mask_statistics: rows of question, cases, tests, bits, the least likely outcome, its p-value, the limit, and its replay.
         time: rows of stage, seconds summed over cases, share, and what belongs to it; empty if it was not measured.
     """
 
@@ -106,6 +110,8 @@ class View:
     axioms: tuple[AxiomRow, ...]
     tiers: tuple[TierLine, ...]
     inapplicable: tuple[tuple[str, str, str], ...]
+    mask_bits: tuple[tuple[str, ...], ...]
+    mask_statistics: tuple[tuple[str, ...], ...]
     time: tuple[tuple[str, str, str, str], ...]
 
 
@@ -162,6 +168,8 @@ def build_view(certificate: Certificate) -> View:
             for check, reasons in rounding.inapplicable.items()
             for reason, cases in reasons.items()
         ),
+        mask_bits=bits_rows(certificate.records),
+        mask_statistics=statistics_rows(certificate.records, plan.kernel),
         time=_time(certificate.records),
     )
 

@@ -78,4 +78,8 @@ def nothing(query, key, value, **options):
     return None
 
 
+def dropping(query, key, value, *, dropout_p=0.0, **options):
+    return torch.dropout(only_out(query, key, value, **options), dropout_p, train=True)
+
+
 NOT_A_FUNCTION = 3

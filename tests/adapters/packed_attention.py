@@ -147,6 +147,7 @@ class PackedKernel:
 
     returns_lse = True
     saves_outputs = False
+    predictable = True
     sources = None
     device = CPU
 

@@ -9,6 +9,7 @@ from flashverify.adapters import registry
 from flashverify.adapters.function import FunctionKernel
 from flashverify.campaign.worker import examine_with
 from flashverify.cases.case import BIASES, AttentionCase
+from flashverify.cases.regimes import draw
 from flashverify.records.measurement import Verdict
 
 CPU = torch.device("cpu")
@@ -110,6 +111,44 @@ def test_a_function_can_state_its_contract():
     assert kernel.configuration(TINY) == {"contract": "stated"}
     assumed = FunctionKernel(f"{MINE}:only_out", CPU).contract(TINY)
     assert (assumed.block_k, assumed.block_k_exact, assumed.block_q) == (16, False, None)
+
+
+DROPPED = TINY.replace(mask="full", dropout=0.3, seqlen_q=40, seqlen_k=64, head_dim=16)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_dropout_of_torchs_own_attention_is_one_mask_of_the_right_rate(dtype):
+    """Its mask is not ours: it is held to itself, and no oracle knows it."""
+    case = DROPPED.replace(dtype=dtype, heads_q=4, batch=4, seqlen_q=256, seqlen_k=256)
+    record = examine_with(FunctionKernel(SDPA, CPU), case, ("accuracy", "function", "mask", "effective_rate", "statistics"))
+    verdicts = {result.check: result.verdict for result in record.results}
+    assert {verdicts[name] for name in ("mask", "effective_rate", "statistics")} == {Verdict.PASS}, record.reason
+    assert verdicts.get("accuracy", verdicts.get("function")) is Verdict.UNSUPPORTED
+    (mask,) = (result for result in record.results if result.check == "mask")
+    assert [(bits.tensor, bits.mode, bits.compared) for bits in mask.bits] == [
+        (name, "forward", 4 * 4 * 256 * 256) for name in ("dq", "dk", "dv")
+    ]
+
+
+def test_runs_of_a_case_drop_the_same_pairs_and_further_calls_others():
+    kernel, outside = FunctionKernel(SDPA, CPU), torch.get_rng_state()
+    inputs = draw(DROPPED)
+    first, again, same = (call(DROPPED, inputs) for call in (kernel.run, kernel.run_again, kernel.run))
+    assert torch.equal(first.out, same.out)
+    assert torch.equal(first.dq, same.dq)
+    assert not torch.equal(first.out, again.out)
+    assert not torch.equal(first.out, kernel.run(DROPPED.replace(seed=1), inputs).out)
+    assert torch.equal(torch.get_rng_state(), outside)  # and nobody else's numbers change
+
+
+def test_a_further_call_needs_a_first_one():
+    with pytest.raises(RuntimeError, match="no call has drawn from the generator yet"):
+        FunctionKernel(SDPA, CPU).run_again(DROPPED, draw(DROPPED))
+
+
+def test_a_function_without_dropout_declines_it():
+    assert examine("only_out", DROPPED).reason == "dropout"
+    assert FunctionKernel(f"{MINE}:dropping", CPU).declines(DROPPED) is None
 
 
 BAD_PATHS = {

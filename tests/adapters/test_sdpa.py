@@ -28,6 +28,8 @@ CUDA = torch.device("cuda", 0)
         ({"layout": "offset"}, "layout offset"),
         *(({"bias": bias}, "biases or masks as tensors") for bias in BIASES),
         ({"sink": True}, "attention sinks"),
+        ({"dropout": 0.5}, None),
+        ({"dropout": 1.0}, "dropout of everything"),
     ],
 )
 def test_what_backends_decline(changes, reason):
@@ -58,3 +60,11 @@ def test_a_backend_fits_its_contract(backend):
     record = examine_with(kernel, CASE, ("accuracy", "sharp", "distribution"))
     assert record.verdict is Verdict.PASS, record.reason
     assert "inferred" in record.configuration["walk"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["flash", "efficient"])
+def test_backward_passes_of_a_backend_drop_what_its_forward_pass_drops(backend):
+    case = CASE.replace(dropout=0.2, heads_q=2, heads_kv=2)
+    record = examine_with(SdpaKernel(backend, CUDA), case, ("mask",))
+    assert record.verdict is Verdict.PASS, record.reason

@@ -6,12 +6,14 @@ import torch
 from flashverify.adapters.contracts import TENSOR_CORES, TF32_BLOCK, UNKNOWN_TENSOR_CORE, flash_attention
 from flashverify.adapters.registry import PRECISIONS, load
 from flashverify.adapters.triton import TritonKernel
+from flashverify.campaign.worker import examine_with
 from flashverify.cases import dense_bias, layouts, regimes
 from flashverify.cases.case import BIASES, DTYPES, AttentionCase
 from flashverify.numerics.dots import AnyOrder, SplitProducts, TensorCore
 from flashverify.numerics.formats import BF16, FORMATS, FP32, FP64, TF32
 from flashverify.numerics.hard import feature_budget, forward_budget
 from flashverify.oracles import tiled
+from flashverify.records.measurement import Verdict
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -210,3 +212,29 @@ def test_cases_without_biases_and_sinks_have_no_gradients_of_them(device):
     outputs = TritonKernel(device).run(case, layouts.apply(case, regimes.draw(case, device)))
     assert outputs.dbias is None
     assert outputs.dsink is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "fp32", "heads_q": 2},
+        {"dtype": "bf16", "mask": "causal-topleft"},
+        {"dtype": "fp16", "lengths": "ragged", "batch": 3},
+        {"dtype": "fp64", "bias": "hidden", "dropout": 0.9},
+        {"dtype": "fp16", "mask": "full", "dropout": 1.0},
+    ],
+    ids=str,
+)
+def test_dropout_is_drawn_from_the_cases_stream(changes, device):
+    """The host's prediction, read off every tensor; seed 3 has an offset that overflows the counter's low word."""
+    case = case_of(**({"dtype": "fp32", "seqlen_q": 20, "seqlen_k": 36, "head_dim": 32, "dropout": 0.3, "seed": 3} | changes))
+    record = examine_with(TritonKernel(device), case, ("mask", "sign_bit", "effective_rate"))
+    assert record.verdict is Verdict.PASS, record.reason
+    assert {bits.tensor for bits in record.results[0].bits} == {"out", "dq", "dk", "dv"}
+
+
+def test_probabilities_are_returned_where_the_functions_do():
+    kernel = TritonKernel(CPU)
+    for changes in ({}, {"dropout": 0.0}, {"dropout": 0.5, "mask": "causal-topleft"}, {"dropout": 0.5, "lengths": "used"}):
+        case = case_of("fp32", **changes)
+        assert kernel.signed_probabilities(case, regimes.draw(case)) is None

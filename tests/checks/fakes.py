@@ -63,6 +63,7 @@ class FakeKernel:
         self.sources: Path | None = None
         self.returns_lse = returns_lse
         self.saves_outputs = saves_outputs
+        self.predictable = True
         self.runs = 0
         self._change = change
         self._stated = stated or {}

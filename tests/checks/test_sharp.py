@@ -23,6 +23,7 @@ from tests.numerics.simulator import Options
 CASE = AttentionCase(dtype="bf16", seqlen_q=96, seqlen_k=192, head_dim=64)
 HALF = CASE.replace(dtype="fp16")
 SINGLE = CASE.replace(dtype="fp32")
+DROPPING = CASE.replace(dropout=0.1)
 LARGE = CASE.replace(regime="large")
 
 BOTH = {"sharp", "distribution"}
@@ -47,6 +48,10 @@ DEFECTS: dict[str, tuple[AttentionCase, dict[str, object], str, set[str]]] = {
     "dQ accumulated in bf16": (CASE.replace(seqlen_k=512), {"dq_accumulator": "bf16"}, "dq", BOTH),
     "dS rounded to fp16, for inputs in bf16": (CASE, {"score_gradient": "fp16"}, "dk", DISTRIBUTION),
     "P rounded to fp16, for inputs in bf16": (CASE, {"probability": "fp16"}, "out", DISTRIBUTION),
+    "dropout's factor folded into P": (DROPPING.replace(regime="large"), {"rescale": "folded"}, "out", BOTH),
+    "dropout's factor folded into P, dv": (DROPPING.replace(regime="large"), {"rescale": "folded"}, "dv", SHARP),
+    "dropout's factor rounded to bf16": (DROPPING, {"factor": "bf16"}, "out", DISTRIBUTION),
+    "dropout's factor rounded to fp16": (DROPPING.replace(dtype="fp16"), {"factor": "fp16"}, "dq", DISTRIBUTION),
 }
 """Case, defect, the tensor that shows it, and the tiers that see it there. The hard budget of that tensor passes it."""
 
@@ -106,7 +111,9 @@ def test_an_lse_off_by_a_thousandth_shows_in_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [CASE, HALF, SINGLE, LARGE, CASE.replace(mask="causal", seqlen_q=192)], ids=lambda case: case.id
+    "case",
+    [CASE, HALF, SINGLE, LARGE, CASE.replace(mask="causal", seqlen_q=192), DROPPING, SINGLE.replace(dropout=0.5)],
+    ids=lambda case: case.id,
 )
 @pytest.mark.parametrize("mode", ["modular", "end-to-end"])
 def test_a_faultless_kernel_passes_both(case: AttentionCase, mode: str) -> None:

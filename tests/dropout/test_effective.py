@@ -67,6 +67,14 @@ def test_a_known_rate_is_one_number():
     assert found.rescale.high - found.rescale.low < 2.0**-23
 
 
+def test_each_row_may_have_its_own_error():
+    kept, pairs, out = rows(RATE, 1.0 / 0.9)
+    out[5] *= 1.01
+    errors = torch.full(kept.shape, ROUNDOFF[torch.float16], dtype=torch.float64)
+    errors[5] = 0.02
+    assert not rescaling(out, kept, pairs, 1.0, errors).is_empty
+
+
 def test_nan_explains_nothing():
     kept, pairs, out = rows(RATE, 1.0 / 0.9)
     out[7] = math.nan

@@ -44,6 +44,7 @@ def contract_of(dtype: str, options: Options) -> Contract:
         direction=options.direction,
         splits=options.splits,
         prescaled=options.prescale,
+        rescale=options.rescale,
     )
 
 

@@ -47,6 +47,7 @@ class SimulatedKernel:
     device = torch.device("cpu")
     returns_lse = True
     saves_outputs = True
+    predictable = True
     sources: Path | None = None
 
     def __init__(self, options: Options | None = None, *, stated: Options | None = None, **fields: object) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from flashverify.cases.case import AttentionCase
+from flashverify.dropout.mask import keep, stream_of
 
 TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -55,6 +56,16 @@ class Options:
     log2e: float = math.log2(math.e)
     exp2_degree: int | None = None  # of a polynomial in the place of 2^fraction
     lse_error: float = 0.0
+    rescale: str = "after"  # dropout's factor: the accumulators' at the end, or "folded" into P before its rounding
+    rescaled_out: str = (
+        "quotient"  # acc / l times the factor; or "product": acc times the factor, over l; or "factor": factor / l
+    )
+    fused_difference: bool = False  # dP·factor - delta in one operation
+    factor: str | None = None  # format that the factor is rounded to; None: the accumulator's
+    unscaled: str | None = None  # which of out, dv and dp is not multiplied by the factor
+    sum_of_kept: bool = False  # l without dropped weights
+    dropped_is_zero: bool = False  # dS of dropped pairs is 0
+    other_mask: str | None = None  # which of out, dv and dp has the next head's mask
     chained: bool = True  # dK and dV of a group of heads in one accumulator; or a sum of each head's
 
 
@@ -157,6 +168,22 @@ class Kernel:
         self.random = np.random.default_rng(options.noise)
         self.cap: float | None = None
         self.inner = self.work(0)  # what multiplies a product inside a soft cap
+        self.kept: dict[str, np.ndarray] | None = None  # which pairs of a head dropout keeps, in out, dv and dp
+        self.factor = self.work(1)
+
+    def entering(self, p: np.ndarray, of: str, cut: slice) -> np.ndarray:
+        """Weights of a block of keys as they enter a product, rounded: 0 where dropped, times a factor that is folded in."""
+        if self.kept is None:
+            return self.to_probability(p)
+        p = np.where(self.kept[of][:, cut], p, 0).astype(self.work)
+        folded = self.options.rescale == "folded" and self.options.unscaled != of
+        return self.to_probability((p * self.factor).astype(self.work) if folded else p)
+
+    def rescaled(self, accumulated: np.ndarray, of: str) -> np.ndarray:
+        """A finished accumulator times the factor, unless that was folded in before."""
+        if self.kept is None or self.options.rescale == "folded" or self.options.unscaled == of:
+            return accumulated
+        return (accumulated * self.factor).astype(self.work)
 
     def dot(self, a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None) -> np.ndarray:
         a, b = a.astype(self.work), b.astype(self.work)
@@ -255,7 +282,14 @@ class Kernel:
             acc = (acc * first[:, None] + numerator * second[:, None]).astype(work)
             m = new
         empty = total == 0
-        out = acc / np.where(empty, 1, total)[:, None]
+        total = np.where(empty, 1, total)
+        if self.kept is not None and self.options.rescaled_out == "factor" and self.rescaled(self.factor, "out") != self.factor:
+            out = acc * (self.factor / total).astype(work)[:, None]
+        elif self.options.rescaled_out == "product":
+            out = self.rescaled(acc, "out") / total[:, None]
+        else:
+            out = self.rescaled((acc / total[:, None]).astype(work), "out")
+        total = np.where(empty, 0, total).astype(work)
         with np.errstate(divide="ignore", invalid="ignore"):
             if shifted:
                 natural = (self.log2(total) * work(math.log(2))).astype(work)
@@ -304,8 +338,9 @@ class Kernel:
                 alpha = self.rescaling(m, new, c)
             if options.no_rescale or options.lose_maximum:
                 alpha = np.ones_like(alpha)
-            total = (total * alpha + p.sum(1, dtype=work)).astype(work)
-            acc = self.dot(self.to_probability(p), v[cut], (acc * alpha[:, None]).astype(work))
+            summed = np.where(self.kept["out"][:, cut], p, 0) if options.sum_of_kept and self.kept else p
+            total = (total * alpha + summed.sum(1, dtype=work)).astype(work)
+            acc = self.dot(self.entering(p, "out", cut), v[cut], (acc * alpha[:, None]).astype(work))
             total = cast(total, options.row_sum) if options.row_sum else total
             acc = cast(acc, options.accumulator) if options.accumulator else acc
             m = new
@@ -347,18 +382,29 @@ class Kernel:
             t = np.minimum(t, 0)
         with np.errstate(over="ignore"):
             p = np.where(seen & ~np.isneginf(lse)[:, None], self.exp2(t), 0).astype(work)
-        dp = self.dot(dout, v.T)
         rounded = truncated if self.options.truncate_ds else cast
-        ds = (p * (dp - delta[:, None])).astype(work)
+        ds = (p * self.difference(self.dot(dout, v.T), delta)).astype(work)
+        if self.options.dropped_is_zero and self.kept is not None:
+            ds = np.where(self.kept["dp"], ds, 0).astype(work)
         if self.cap is not None and self.options.cap_slope != "none":
             ds = (ds * self.slope).astype(work)
         ds = rounded(ds, self.options.score_gradient or self.dtype)
         dq = cast((self.queries(ds, k) * of_queries).astype(work), self.dtype)
         dk, dv = sums
-        p = self.to_probability(p)
+        p = self.entering(p, "dv", slice(None))
         if self.options.chained:
             return dq, self.dot(ds.T, q, dk), self.dot(p.T, dout, dv)
         return dq, dk + self.dot(ds.T, q), dv + self.dot(p.T, dout)
+
+    def difference(self, dp: np.ndarray, delta: np.ndarray) -> np.ndarray:
+        """dP - delta, where dP of pairs that dropout keeps is multiplied by its factor, and of those that it drops is 0."""
+        if self.kept is None or self.options.unscaled == "dp":
+            return (dp if self.kept is None else np.where(self.kept["dp"], dp, 0)) - delta[:, None]
+        dp = np.where(self.kept["dp"], dp, 0).astype(self.work)
+        if self.options.fused_difference:
+            wide = dp.astype(np.longdouble) * np.longdouble(self.factor) - delta[:, None].astype(np.longdouble)
+            return wide.astype(self.work)
+        return (dp * self.factor).astype(self.work) - delta[:, None]
 
     def queries(self, ds: np.ndarray, k: np.ndarray) -> np.ndarray:
         """dS·K, in one chain, or in blocks of keys between which it is rounded."""
@@ -382,6 +428,21 @@ def visible(case: AttentionCase, options: Options | None = None) -> np.ndarray:
     return seen
 
 
+def keeps(case: AttentionCase, b: int, h: int, pad: int = 0) -> np.ndarray | None:
+    """Which pairs of a query head are kept, (seqlen_q, seqlen_k + pad), or None: there is no dropout."""
+    stream = stream_of(case)
+    if stream is None:
+        return None
+    return keep(stream, case.heads_q, b, h, np.arange(case.seqlen_q), np.arange(case.seqlen_k + pad))
+
+
+def factor_of(case: AttentionCase) -> np.longdouble:
+    """Dropout's factor for kept pairs; 0 where everything is dropped."""
+    stream = stream_of(case)
+    left = 2**32 - (0 if stream is None else stream.threshold)
+    return np.longdouble(2**32) / np.longdouble(left) if left else np.longdouble(0)
+
+
 def simulate(case: AttentionCase, arrays: dict[str, np.ndarray], options: Options) -> dict[str, np.ndarray]:
     """Run a case: arrays q, k, v, dout, dlse (or None) in, out, lse, dq, dk, dv out (float64)."""
     kernel = Kernel(case.dtype, options)
@@ -394,6 +455,9 @@ def simulate(case: AttentionCase, arrays: dict[str, np.ndarray], options: Option
     seen = visible(case, options)
     pad = 7 if options.tail_unmasked else 0  # keys of zeros past the end that the kernel does not mask
     wide = np.pad(seen, ((0, 0), (0, pad)), constant_values=True)
+    kernel.factor = work(factor_of(case))
+    if options.factor is not None:
+        kernel.factor = work(cast(np.array([kernel.factor]), options.factor)[0])
     for b in range(case.batch):
         for g in range(case.heads_kv):
             k, v = (np.pad(arrays[x][b, g].astype(work), ((0, pad), (0, 0))) for x in ("k", "v"))
@@ -401,11 +465,15 @@ def simulate(case: AttentionCase, arrays: dict[str, np.ndarray], options: Option
             for h in range(g * case.group_size, (g + 1) * case.group_size):
                 q, dout = arrays["q"][b, h].astype(work), arrays["dout"][b, h].astype(work)
                 dlse = None if arrays["dlse"] is None else arrays["dlse"][b, h]
+                right = keeps(case, b, h, pad)
+                if right is not None:
+                    other = keeps(case, b, (h + 1) % case.heads_q, pad)
+                    kernel.kept = {of: other if of == options.other_mask else right for of in ("out", "dv", "dp")}
                 out, lse = kernel.forward(q, k, v, wide, scale)
                 dq, dk, dv = kernel.backward(q, k, v, dout, dlse, out, lse, wide, scale, factor, (dk, dv))
                 result["out"][b, h], result["lse"][b, h], result["dq"][b, h] = out, lse, dq
             result["dk"][b, g] = cast((dk * factor).astype(work), case.dtype)[: case.seqlen_k]
-            result["dv"][b, g] = cast(dv, case.dtype)[: case.seqlen_k]
+            result["dv"][b, g] = cast(kernel.rescaled(dv, "dv"), case.dtype)[: case.seqlen_k]
     return result
 
 
@@ -434,7 +502,9 @@ def truth(
             total = e.sum(1)
             with np.errstate(divide="ignore"):
                 lse = top + np.log(total)
-            out = (e @ v) / np.where(total == 0, 1, total)[:, None]
+            kept = keeps(case, b, h)
+            entering = wide(1) if kept is None else factor_of(case) * kept
+            out = ((e * entering) @ v) / np.where(total == 0, 1, total)[:, None]
             result["out"][b, h], result["lse"][b, h] = out, lse
             if given is not None:
                 out, lse = given[0][b, h].astype(wide), given[1][b, h].astype(wide)
@@ -443,10 +513,10 @@ def truth(
             delta = (dout * out).sum(1)
             if arrays["dlse"] is not None:
                 delta = delta - arrays["dlse"][b, h].astype(wide)
-            ds = p * (dout @ v.T - delta[:, None]) * slope
+            ds = p * (entering * (dout @ v.T) - delta[:, None]) * slope
             result["dq"][b, h] = wide(case.softmax_scale) * (ds @ k)
             result["dk"][b, g] += wide(case.softmax_scale) * (ds.T @ q)
-            result["dv"][b, g] += p.T @ dout
+            result["dv"][b, g] += (p * entering).T @ dout
     return result
 
 

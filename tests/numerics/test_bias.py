@@ -15,6 +15,7 @@ from flashverify.cases.matrices import matrix
 from flashverify.cases.regimes import draw
 from flashverify.cases.semantics import alibi_bias, alibi_slope_tensor, visible_mask
 from flashverify.cases.tensors import OF_FEATURES, Inputs, Outputs
+from flashverify.dropout.of_case import kept, rescale
 from flashverify.numerics.formats import FP64, TORCH_DTYPES
 from flashverify.numerics.hard import backward_budget, feature_budget, forward_budget
 from flashverify.oracles import tiled
@@ -44,6 +45,10 @@ def several(dtype: str) -> list[AttentionCase]:
         plain.replace(batch=6, lengths=kind, sink=index == 1, seed=index, **change)
         for index, kind in enumerate(PACKINGS)
         for change in changes
+    ]
+    more += [
+        plain.replace(bias=bias, sink=bias is None or index % 2 == 0, dropout=rate, seed=index, **changes[index % 4])
+        for index, (bias, rate) in enumerate(zip((*BIASES, None, "full"), (0.1, 0.5, 0.9, 0.17, 1.0, 0.2, 0.0), strict=True))
     ]
     return [c for c in matrix("smoke") if c.dtype == dtype and (c.bias is not None or c.sink)] + more
 
@@ -77,16 +82,20 @@ def honest(case: AttentionCase, inputs: Inputs, *, bias_factor: float = 1.0, wit
     weights = torch.exp(s - top[..., None])
     total = weights.sum(-1)
     total = total if used is None else total + torch.exp(used - top)
-    out = (_cast(weights, stored) @ v / torch.where(total == 0, 1.0, total)[..., None]).to(stored)
+    keeps = kept(case, entries, torch.arange(case.heads_q)[:, None, None], rows[:, None], columns)
+    keeps = torch.ones_like(weights, dtype=torch.bool) if keeps is None else keeps
+    factor = torch.tensor(rescale(case)).float()
+    out = _cast(weights * keeps, stored) @ v / torch.where(total == 0, 1.0, total)[..., None]
+    out = (out * factor).to(stored)
     lse = top + torch.log(total)
 
     p = torch.where(seen & ~lse.isinf()[..., None], torch.exp(s - lse[..., None]), 0.0)
     rest = (dout * out.float()).sum(-1)
     rest = rest if inputs.dlse is None else rest - inputs.dlse
-    of_logit = p * (dout @ v.mT - rest[..., None])
+    of_logit = p * (dout @ v.mT * keeps * factor - rest[..., None])
     ds = _cast(of_logit if tanh is None else of_logit * (1.0 - tanh * tanh), stored)
     dq, dk = ds @ k * case.softmax_scale, ds.mT @ q * case.softmax_scale
-    dv = _cast(p, stored).mT @ dout
+    dv = _cast(p * keeps, stored).mT @ dout * factor
     dk, dv = (x.unflatten(1, (case.heads_kv, group)).sum(2) for x in (dk, dv))
     dbias = dsink = None
     if bias is not None and bias.dtype != torch.bool:

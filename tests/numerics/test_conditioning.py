@@ -6,6 +6,7 @@ import torch
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.regimes import draw
 from flashverify.cases.semantics import visible
+from flashverify.dropout.of_case import kept_scalar, rescale
 from flashverify.numerics.conditioning import magnitudes
 from flashverify.oracles import dense
 
@@ -31,24 +32,27 @@ def by_definition(case, inputs, lse):
                 a = {j: scale * float(q[i].abs() @ k[j].abs()) for j in keys}
                 row = sum(p[j] * a[j] for j in keys)
                 w = {j: p[j] * (1 + a[j] + row) for j in keys}
-                out = sum((w[j] * v[j] for j in keys), torch.zeros(case.head_dim).double())
-                plain = sum((p[j] * v[j] for j in keys), torch.zeros(case.head_dim).double())
+                r = {j: rescale(case) * kept_scalar(case, b, h, i, j) for j in keys}
+                out = sum((w[j] * r[j] * v[j] for j in keys), torch.zeros(case.head_dim).double())
+                plain = sum((p[j] * r[j] * v[j] for j in keys), torch.zeros(case.head_dim).double())
                 sizes["out"][b, h, i] = out
                 for j in keys:
-                    inner = float(dout[i] @ v[j] + dout[i] @ plain + inputs.dlse[b, h, i].abs())
+                    inner = float(r[j] * (dout[i] @ v[j]) + dout[i] @ plain + inputs.dlse[b, h, i].abs())
                     g = w[j] * inner + p[j] * float(dout[i] @ out)
                     sizes["dq"][b, h, i] += scale * g * k[j].abs()
                     sizes["dk"][b, h // case.group_size, j] += scale * g * q[i].abs()
-                    sizes["dv"][b, h // case.group_size, j] += w[j] * dout[i]
+                    sizes["dv"][b, h // case.group_size, j] += w[j] * r[j] * dout[i]
     return sizes
 
 
 @pytest.mark.parametrize("tile_elements", [1, 30, 2**24])
-def test_magnitudes_are_their_definition(tile_elements):
-    inputs = draw(CASE)
-    _, lse = dense.forward(CASE, inputs)
-    found = magnitudes(CASE, inputs, lse, tile_elements)
-    for name, expected in by_definition(CASE, inputs, lse).items():
+@pytest.mark.parametrize("dropout", [None, 0.4, 1.0])
+def test_magnitudes_are_their_definition(tile_elements, dropout):
+    case = CASE.replace(dropout=dropout)
+    inputs = draw(case)
+    _, lse = dense.forward(case, inputs)
+    found = magnitudes(case, inputs, lse, tile_elements)
+    for name, expected in by_definition(case, inputs, lse).items():
         torch.testing.assert_close(getattr(found, name), expected)
 
 

@@ -10,6 +10,7 @@ from tests.numerics.inputs import make
 from tests.numerics.simulator import Options, simulate, with_defect
 
 PLAIN = AttentionCase(dtype="bf16", seqlen_q=12, seqlen_k=75, head_dim=32)
+DROPPING = PLAIN.replace(dropout=0.2, heads_q=2, seqlen_q=20)
 CAUSAL = PLAIN.replace(mask="causal", seqlen_q=40)
 
 DEFECTS = {
@@ -37,6 +38,29 @@ DEFECTS = {
     "key dropped, lse": (PLAIN, "normal", {"dropped_key": 3}, "lse"),
     "slope of the soft cap forgotten, dq": (PLAIN.replace(softcap=2.0), "normal", {"cap_slope": "none"}, "dq modular"),
     "slope of the soft cap forgotten, dk": (PLAIN.replace(softcap=2.0), "normal", {"cap_slope": "none"}, "dk modular"),
+    "dropout's factor forgotten in out": (DROPPING, "normal", {"unscaled": "out"}, "out"),
+    "dropout's factor forgotten in dv": (DROPPING, "normal", {"unscaled": "dv"}, "dv modular"),
+    "dropout's factor forgotten in dP": (DROPPING, "normal", {"unscaled": "dp"}, "dq modular"),
+    "dropout's factor in bf16, float32": (DROPPING.replace(dtype="fp32", dropout=0.1), "normal", {"factor": "bf16"}, "out"),
+    "dropout's factor in bf16, float32, dk": (
+        DROPPING.replace(dtype="fp32", dropout=0.1),
+        "normal",
+        {"factor": "bf16"},
+        "dk modular",
+    ),
+    "dropout's factor in float32, float64": (
+        DROPPING.replace(dtype="fp64", dropout=0.1),
+        "normal",
+        {"factor": "fp32"},
+        "dv modular",
+    ),
+    "dropped weights left out of the row sum": (DROPPING, "normal", {"sum_of_kept": True}, "out"),
+    "dropped weights left out of lse": (DROPPING, "normal", {"sum_of_kept": True}, "lse"),
+    "dropped pairs without delta, dq": (DROPPING, "normal", {"dropped_is_zero": True}, "dq modular"),
+    "dropped pairs without delta, dk": (DROPPING, "normal", {"dropped_is_zero": True}, "dk modular"),
+    "another head's mask in out": (DROPPING, "normal", {"other_mask": "out"}, "out"),
+    "another head's mask in dv": (DROPPING, "normal", {"other_mask": "dv"}, "dv modular"),
+    "another head's mask in dP": (DROPPING, "normal", {"other_mask": "dp"}, "dk end-to-end"),
     "k scaled and rounded before": (PLAIN, "large", {"prescale": True}, "lse"),
 }
 

@@ -14,11 +14,13 @@ from flashverify.cases.regimes import draw
 from flashverify.cases.tensors import Inputs
 from flashverify.checks.examination import Examination
 from flashverify.checks.views import View, views
+from flashverify.dropout.of_case import rescale
 from flashverify.numerics import sharp
 from flashverify.numerics.dots import SplitProducts, TensorCore
 from flashverify.numerics.formats import BF16, TF32
 from flashverify.numerics.moments import INVERSE_SIGNIFICAND
 from flashverify.numerics.sharp import factor, inapplicable, inapplicable_to
+from flashverify.oracles import dense
 from tests.numerics.simulated import HONEST, SimulatedKernel, sharp_contract_of
 from tests.numerics.simulator import Options
 
@@ -57,6 +59,17 @@ FAULTLESS = {
     "fp32, soft cap": (SINGLE.replace(softcap=2.0), {"cap_slope": "sech"}),
     "fp32, low soft cap, causal": (SINGLE.replace(softcap=0.5, mask="causal", seqlen_q=144), {"cap_slope": "tanh"}),
     "fp32, soft cap, large": (SINGLE.replace(softcap=15.0, regime="large"), {"cap_slope": "sech"}),
+    "dropout": (CASE.replace(dropout=0.1), {}),
+    "dropout in fp16, half of the pairs": (HALF.replace(dropout=0.5), {"rescaled_out": "product"}),
+    "dropout, nine in ten, causal": (CASE.replace(dropout=0.9, mask="causal", seqlen_q=144), {"fused_difference": True}),
+    "fp32, dropout": (SINGLE.replace(dropout=0.17), {"rescaled_out": "factor", "fused_difference": True}),
+    "fp32, dropout, soft cap, one cotangent more": (
+        SINGLE.replace(dropout=0.2, softcap=2.0, lse_grad=True),
+        {"cap_slope": "sech"},
+    ),
+    "dropout, large": (HALF.replace(regime="large", dropout=0.17, heads_q=2), {"direction": "right"}),
+    "fp32, dropout, values with an offset": (SINGLE.replace(regime="offset-values", dropout=0.5), {}),
+    "dropout at a rate of 0": (CASE.replace(dropout=0.0), {}),
     "gradients that vanish": (HALF.replace(regime="tiny"), {}),
 }
 
@@ -87,6 +100,36 @@ def test_errors_of_a_faultless_kernel_are_as_predicted(name: str) -> None:
         assert rms <= 1.15 + explained, tensor
         if rounded and case.regime == "normal":
             assert rms >= 0.9, tensor
+
+
+def test_the_rounded_factor_of_dropout_is_a_bias() -> None:
+    """1 / 0.9 is off by 0.29 u in float32, in out, dv and dP alike: a direction that all elements have in common."""
+    case = SINGLE.replace(dropout=0.1)
+    exact = dataclasses.replace(HONEST["fp32"], dot="any-order")
+    factor = rescale(case)
+    error = abs(float(np.float32(factor)) / factor - 1.0)
+    assert 0.1 * 2.0**-24 < error < 2.0**-24
+    found, without = (looked_at(c, exact) for c in (case, case.replace(dropout=0.0)))
+    for tensor in ("out", "dv"):
+        bias = found[tensor].spread.bias
+        assert (bias >= error * found[tensor].truth.abs()).all(), tensor
+    assert (without["dv"].spread.bias < found["dv"].spread.bias).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropped_weights_have_no_cast_error_and_all_else_scales_with_the_factor(dropout: float) -> None:
+    """For values of 1 alone: out's deviation is that of the kept weights' casts, times the factor, and of the row sum."""
+    case = CASE.replace(dropout=dropout)
+    inputs = draw(case)
+    inputs.v = torch.ones_like(inputs.v)
+    plain = case.replace(dropout=None)
+    out, lse = dense.forward(case, inputs)
+    contract = HONEST_CONTRACT
+    casts = sharp.forward_spread(case, inputs, out, lse, contract).out.casts[..., 0]
+    all_casts = sharp.forward_spread(plain, inputs, torch.ones_like(out), lse, contract).out.casts[..., 0]
+    share = (casts / rescale(case)).square() / all_casts.square()
+    assert abs(float(share.mean()) - (1 - dropout)) < 0.05
+    assert float(share.max()) <= 1.0 + ROUNDOFF
 
 
 @pytest.mark.parametrize("stated", [{"block_k": 16}, {"direction": "right"}, {"splits": 2}])
@@ -176,6 +219,7 @@ UNTOLD = {
     "products are made of pieces in bf16": (CASE, {"dot": SplitProducts(TensorCore(16, 2), BF16, 3)}),
     "q or k is scaled and rounded": (CASE, {"prescaled": True}),
     "the walk over key blocks is not known": (CASE, {"block_k_exact": False}),
+    "dropout's factor is folded into P": (CASE.replace(dropout=0.1), {"rescale": "folded"}),
     "no pair of a query and a key": (CASE.replace(seqlen_k=0), {}),
     "no pair": (CASE.replace(seqlen_q=0), {}),
     "all logits are 0": (CASE.replace(scale=0.0), {}),
@@ -225,6 +269,8 @@ def test_logits_that_coincide_by_chance_do_not_count() -> None:
 def test_an_ordinary_case_has_no_reason() -> None:
     assert inapplicable(CASE, draw(CASE), HONEST_CONTRACT) is None
     assert inapplicable(CASE.replace(mask="causal"), draw(CASE), HONEST_CONTRACT) is None
+    assert inapplicable(CASE.replace(dropout=0.1), draw(CASE), HONEST_CONTRACT) is None
+    assert inapplicable(CASE, draw(CASE), dataclasses.replace(HONEST_CONTRACT, rescale="folded")) is None
 
 
 def test_partials_of_a_group_concern_its_keys_alone() -> None:
@@ -236,8 +282,9 @@ def test_partials_of_a_group_concern_its_keys_alone() -> None:
     assert inapplicable_to("dk", grouped, HONEST_CONTRACT) is None
 
 
-def test_tiles_change_nothing() -> None:
-    case = CASE.replace(heads_q=4, heads_kv=2, seqlen_q=20, mask="causal")
+@pytest.mark.parametrize("dropout", [None, 0.3])
+def test_tiles_change_nothing(dropout: float | None) -> None:
+    case = CASE.replace(heads_q=4, heads_kv=2, seqlen_q=20, mask="causal", dropout=dropout)
     inputs = draw(case)
     examination = Examination(SimulatedKernel(), case)
     truth = next(views(examination)).truth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -64,15 +65,56 @@ def capped(case: AttentionCase, options: Options, softcap: float, turn: int) -> 
     return case.replace(softcap=softcap), dataclasses.replace(options, prescale=False, cap_slope=slope)
 
 
+RATES = (0.1, 0.17, 0.5, 0.9, 0.0, 1.0, 2.0**-32, 0.999, 0.2)
+"""Rates of dropout: as models have them, and those at which nothing, all, or nearly all is dropped."""
+
+
+def dropping(case: AttentionCase, options: Options, turn: int) -> tuple[AttentionCase, Options]:
+    """The same with dropout, whose factor is multiplied in in every way that there is."""
+    change = {
+        "rescale": ("after", "after", "after", "folded")[turn % 4],
+        "rescaled_out": ("quotient", "product", "factor")[turn % 3],
+        "fused_difference": turn % 2 == 0,
+    }
+    return case.replace(dropout=RATES[turn % len(RATES)]), dataclasses.replace(options, **change)
+
+
 @pytest.mark.parametrize("softcap", CAPS)
 @pytest.mark.parametrize("dtype", DOTS)
 def test_a_correct_kernel_stays_within_its_budget(
     dtype: str, softcap: float | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    soak(
+        dtype,
+        lambda case, options, turn: (case, options) if softcap is None else capped(case, options, softcap, turn),
+        capsys,
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("dtype", DOTS)
+def test_a_correct_kernel_that_drops_pairs_stays_within_its_budget(
+    dtype: str, softcap: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counter = itertools.count()
+
+    def changed(case: AttentionCase, options: Options, turn: int) -> tuple[AttentionCase, Options]:
+        case, options = (case, options) if softcap is None else capped(case, options, softcap, turn)
+        return dropping(case, options, next(counter))
+
+    soak(dtype, changed, capsys)
+
+
+def soak(
+    dtype: str,
+    changed: Callable[[AttentionCase, Options, int], tuple[AttentionCase, Options]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All kinds of inputs, four configurations each, none of which may leave its budget."""
     largest: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
     for kind in KINDS:
         for turn, configuration in enumerate(configurations(dtype, kind)):
-            case, options = configuration if softcap is None else capped(*configuration, softcap, turn)
+            case, options = changed(*configuration, turn)
             arrays = make(case, kind)
             found = ratios(case, arrays, simulate(case, arrays, options), contract_of(dtype, options))
             for tensor, ratio in found.items():

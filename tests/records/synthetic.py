@@ -12,6 +12,7 @@ import msgspec
 from flashverify.cases.case import DTYPES, AttentionCase
 from flashverify.records.axioms import Axiom, Axioms, TensorCoreModel
 from flashverify.records.certificate import Certificate, Plan
+from flashverify.records.dropout import Bits
 from flashverify.records.environment import Environment
 from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Element, Measurement, Sharp, Verdict
 
@@ -158,6 +159,13 @@ def tiered(
     )
     whole = Verdict.worst([result.verdict for result in results])
     return replace(record(case, whole), results=results, reason="made up" if whole is Verdict.FAIL else "")
+
+
+def dropped(case: AttentionCase, *bits: Bits, **found: object) -> CaseRecord:
+    """A case's record with dropout bits, and what else was found of its mask; it fails if a bit differs."""
+    verdict = Verdict.FAIL if any(one.differing for one in bits) else Verdict.PASS
+    result = CheckResult(check="mask", verdict=verdict, bits=bits, **found)  # type: ignore[arg-type]
+    return replace(record(case, verdict), results=(result,))
 
 
 def certificate(

@@ -13,6 +13,7 @@ import pytest
 
 from flashverify.records.baseline import BaselineComparison, compare
 from flashverify.records.certificate import Certificate
+from flashverify.records.dropout import Bits
 from flashverify.records.measurement import CaseRecord, CheckResult, Measurement, Verdict
 from flashverify.records.trend import FALSE_ALARMS, Trend, significant, votes
 from tests.records.synthetic import (
@@ -20,6 +21,7 @@ from tests.records.synthetic import (
     case,
     certificate,
     distribution,
+    dropped,
     measurement,
     plausible,
     record,
@@ -366,6 +368,21 @@ def test_a_tensor_that_a_later_tier_judges_no_more_is_a_regression(name: str) ->
     found = compare(new, three_tiers())
     assert found.exit_code() == 2
     assert [(loss.case, loss.what, loss.new) for loss in found.losses] == [(case().id, what, words)]
+
+
+def test_dropout_bits_that_differ_or_are_compared_no_more_are_a_regression() -> None:
+    def masked(seed: int = 0, **changes: int) -> CaseRecord:
+        return dropped(case(seed=seed), Bits(**{"tensor": "dq", "mode": "predicted", "compared": 100} | changes))
+
+    old = certificate(masked())
+    assert compare(certificate(masked()), old).exit_code(strict=True) == 0
+    assert compare(certificate(masked(compared=101)), old).exit_code(strict=True) == 0
+    fewer = compare(certificate(masked(compared=99)), old)
+    assert (fewer.exit_code(), [loss.new for loss in fewer.losses]) == (2, ["99 bits"])
+    none = compare(certificate(dropped(case())), old)
+    assert [(loss.old, loss.new) for loss in none.losses] == [("100 bits", "0 bits")]
+    wrong = compare(certificate(masked(differing=1)), old)
+    assert (wrong.exit_code(), [move.quantity for move in wrong.exceeded]) == (2, ["bits that differ"])
 
 
 def test_the_number_of_scores_is_no_coverage() -> None:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from flashverify.records import files
 from flashverify.records.certificate import COLUMNS, Certificate, Columns, now
+from flashverify.records.dropout import Bits, Rates, Statistic
 from flashverify.records.measurement import Distribution, Element, Measurement, Sharp, Verdict
 from flashverify.records.schema import certificate_schema, schema_text
 from flashverify.records.timings import STAGES
 from flashverify.records.wire import decode_record, encode_record
-from tests.records.synthetic import case, certificate, distribution, measurement, plausible, record, sharp, tiered
+from tests.records.synthetic import case, certificate, distribution, dropped, measurement, plausible, record, sharp, tiered
 
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "certificate.schema.json"
 FLOATS = [name for name, kind in Measurement.__annotations__.items() if kind == "float"]
@@ -126,6 +127,30 @@ def test_sharp_measurements_and_distributions_survive(data: st.DataObject, worst
     assert same(decode_record(encode_record(kept)), kept)
     whole = certificate(kept, record(case(seed=1)))
     assert same(Certificate.from_json(whole.to_json()), whole)
+
+
+counts, numbers = st.integers(0, 2**40), st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    st.builds(
+        Bits,
+        compared=counts,
+        differing=counts,
+        untold=counts,
+        first=st.none() | st.tuples(counts, counts, counts, counts),
+        lost_by_value=st.none() | counts,
+    ),
+    st.builds(Statistic, tests=counts, bits=counts, trials=counts, events=counts, expected=numbers, p=numbers, allowed=numbers),
+    st.builds(Rates, mask_low=numbers, mask_high=numbers, assumed_low=st.none() | numbers, assumed_high=st.none() | numbers),
+)
+def test_what_was_found_of_dropout_survives(bits: Bits, statistic: Statistic, rates: Rates) -> None:
+    kept = dropped(case(), bits, statistics=(statistic,), rates=rates)
+    assert same(decode_record(encode_record(kept)), kept)
+    whole = certificate(kept, record(case(seed=1)))
+    assert same(Certificate.from_json(whole.to_json()), whole)
+    schema = certificate_schema()
+    assert fits(json.loads(whole.to_json()), schema, schema)
 
 
 @given(st.dictionaries(st.sampled_from(list(STAGES)), any_float))

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from flashverify.records.certificate import Certificate
+from flashverify.records.dropout import Bits, Rates, Statistic
 from flashverify.records.measurement import CheckResult, Verdict
 from flashverify.report.figures import figures
 from flashverify.report.render import render_html, render_markdown, write_report
@@ -27,6 +28,7 @@ from tests.records.synthetic import (
     case,
     certificate,
     distribution,
+    dropped,
     measurement,
     plausible,
     record,
@@ -42,6 +44,15 @@ NOT_FINITE = tuple(
 )
 
 INAPPLICABLE = CheckResult(check="sharp", verdict=Verdict.UNSUPPORTED, reason="all logits are 0: equal | weights")
+
+PREDICTED = Bits(tensor="dq", mode="predicted", compared=1_000_000, untold=7)
+WRONG = msgspec.structs.replace(PREDICTED, differing=2, first=(0, 1, 2, 3))
+SIGNS = Bits(tensor="probabilities", mode="predicted", compared=4096, lost_by_value=123)
+LIKELY = Statistic(
+    question="independence", tests=300, bits=2_000_000, name="keys, lag 4", trials=9000, events=4600, expected=4500.0, p=0.0357,
+    allowed=4e-13,
+)  # fmt: skip
+RATES = Rates(mask_low=0.1, mask_high=0.1, assumed_low=0.0999, assumed_high=None)
 
 CERTIFICATES = {
     "pass": plausible(60),
@@ -71,6 +82,10 @@ CERTIFICATES = {
     "scores with a direction": certificate(tiered(case(), scores=distribution("dk", "unrounded", t_sign=-31.5))),
     "timed": certificate(replace(record(case()), timings={"kernel": 1.5, "oracle": 0.5}), record(case(seed=1))),
     "timed at nothing": certificate(replace(record(case()), timings={"kernel": 0.0})),
+    "dropout": certificate(
+        dropped(case(), PREDICTED, SIGNS),
+        dropped(case(seed=1), WRONG, statistics=(LIKELY,), rates=RATES),
+    ),
     "scores that are none": certificate(tiered(case(), sharp(headroom=math.nan, violations=1), distribution(rms=math.nan))),
 }  # fmt: skip
 
@@ -206,6 +221,16 @@ def test_the_tiers_have_their_table_and_their_reasons(of: Callable[[Certificate]
     assert f"flashverify replay {case().id}" in section
     assert re.search(r"sharp [| ]*all logits are 0 [| ]*1 ", section)
     assert "Three tiers of rounding" not in of(CERTIFICATES["one"])
+
+
+@pytest.mark.parametrize("of", [lambda kept: Page(render_html(kept).replace("</t", " </t")).text, render_markdown])
+def test_dropout_masks_have_their_counts_and_their_least_likely_outcome(of: Callable[[Certificate], str]) -> None:
+    section = words_of(of(CERTIFICATES["dropout"]).partition("Dropout masks")[2])
+    assert re.search(r"dq [| ]*the host's prediction [| ]*2 [| ]*2,000,000 [| ]*2 [| ]*14 [| ]*0 ", section)
+    assert re.search(r"probabilities [| ]*the host's prediction [| ]*1 [| ]*4,096 [| ]*0 [| ]*0 [| ]*123 ", section)
+    assert re.search(r"independence [| ]*1 [| ]*300 [| ]*2,000,000 [| ]*keys, lag 4: 4,600 of 9,000, 4,500.0 expected", section)
+    assert f"flashverify replay {case(seed=1).id}" in section
+    assert "Dropout masks" not in of(CERTIFICATES["one"])
 
 
 @pytest.mark.parametrize("of", [lambda kept: Page(render_html(kept).replace("</t", " </t")).text, render_markdown])
