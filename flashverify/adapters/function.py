@@ -11,6 +11,7 @@ import torch
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import flash_attention
+from flashverify.adapters.kernel import PREDICTED
 from flashverify.adapters.packing import PACKED
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
@@ -58,13 +59,14 @@ class FunctionKernel:
         self._function: Callable[..., Any] = function
 
     def declines(self, case: AttentionCase) -> str | None:
-        """What the signature lacks (windows, caps, biases, bottom-right masks with Nq != Nk), dlse without lse, its own."""
+        """What the signature lacks (windows, caps, biases, dropout, bottom-right masks if Nq != Nk), dlse without lse."""
         lacking: tuple[tuple[bool, str], ...] = (
             ("window" in case.features, "sliding window"),
             (case.softcap is not None, "soft cap"),
             (case.alibi is not None, "linear biases"),
             (case.bias is not None, "biases or masks as tensors"),
             (case.sink, "attention sinks"),
+            (case.dropout is not None, PREDICTED),
             (case.cache is not None, "decoding from a cache"),
             (case.lengths is not None, PACKED),
             (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),

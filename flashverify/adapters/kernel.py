@@ -11,6 +11,9 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
 
+PREDICTED = "dropout whose mask the host predicts"
+"""Why a kernel that draws its mask in its own way, or that takes no seed, declines a case."""
+
 
 class KernelDefectError(Exception):
     """What a kernel did is wrong before any number is compared: a shape or dtype, a missing gradient, an input overwritten."""

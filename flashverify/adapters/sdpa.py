@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import flash_attention
+from flashverify.adapters.kernel import PREDICTED
 from flashverify.adapters.packing import PACKED
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
@@ -69,6 +70,7 @@ class SdpaKernel:
             (case.alibi is not None, "linear biases"),
             (case.bias is not None, "biases or masks as tensors"),
             (case.sink, "attention sinks"),
+            (case.dropout is not None, PREDICTED),
             (case.cache is not None, "decoding from a cache"),
             (case.lengths is not None, PACKED),
             ("head-dim-v" in case.features, "head size of v other than that of k"),

@@ -15,6 +15,7 @@ from flashverify.adapters.triton_decoder import TritonDecoder
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_slope_tensor, causal_offset, first_offset, limited
 from flashverify.cases.tensors import Inputs, Outputs
+from flashverify.dropout.mask import SEED_BITS, stream_of
 from flashverify.numerics.contract import Contract
 from flashverify.numerics.formats import TORCH_DTYPES
 
@@ -109,6 +110,9 @@ class TritonKernel:
         }
         if case.cache is not None:
             return self._decoder.run(case, inputs, **options)
+        stream = stream_of(case)
+        options["dropout_p"] = case.dropout or 0.0
+        options["rng_state"] = None if stream is None else (stream.seed, stream.offset)
         if case.lengths is not None:
             return run_packed(self._package.flash_attn_varlen_func, case, inputs, **options)
 
@@ -138,7 +142,8 @@ class TritonKernel:
             # The SDPA drop-in, which aligns top-left, returns no lse.
             flat = None if sink is None else sink.flatten()
             features = case.softcap, None, bias, flat, causal_offset(case), first_offset(case)
-            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None)
+            dropout = case.dropout or 0.0, self._state(case)
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None, *dropout)
             return out, lse
 
         return differentiate(through_operator if case.mask == "causal-topleft" else through_function, inputs)
@@ -152,6 +157,7 @@ class TritonKernel:
         visible = causal_offset(case), first_offset(case)
         sink = None if inputs.sink is None else inputs.sink.flatten()
         features = {"softcap": case.softcap, "alibi": self._slopes(case), "bias": inputs.bias, "sink": sink}
+        features |= {"dropout_p": case.dropout or 0.0, "rng_state": self._state(case)}
         out, lse, dq, dk, dv, dbias, dsink = attention(*tensors, case.softmax_scale, *visible, **features)
         shaped = None if dsink is None else dsink[None, :, None]
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv, dbias=dbias, dsink=shaped)
@@ -166,6 +172,14 @@ class TritonKernel:
     def _slopes(self, case: AttentionCase) -> torch.Tensor | None:
         """Slopes of linear biases, (B, Hq), or None."""
         return None if case.alibi is None else alibi_slope_tensor(case, self.device).float()
+
+    def _state(self, case: AttentionCase) -> torch.Tensor | None:
+        """Dropout's seed and offset as operators take them, int64 (2,) in two's complement, or None."""
+        stream = stream_of(case)
+        if stream is None:
+            return None
+        words = [word - (word >> (SEED_BITS - 1) << SEED_BITS) for word in (stream.seed, stream.offset)]
+        return torch.tensor(words, dtype=torch.int64, device=self.device)
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         dtype = TORCH_DTYPES[case.dtype]

@@ -7,6 +7,7 @@ import torch
 
 from flashverify.adapters import registry
 from flashverify.adapters.function import FunctionKernel
+from flashverify.adapters.kernel import PREDICTED
 from flashverify.campaign.worker import examine_with
 from flashverify.cases.case import BIASES, AttentionCase
 from flashverify.records.measurement import Verdict
@@ -50,6 +51,7 @@ def test_torchs_own_attention_passes(case):
         ({"lse_grad": True}, "gradient of lse"),
         *(({"bias": bias}, "biases or masks as tensors") for bias in BIASES),
         ({"sink": True}, "attention sinks"),
+        ({"dropout": 0.1}, PREDICTED),
     ],
 )
 def test_what_the_signature_cannot_say_is_unsupported(changes, reason):

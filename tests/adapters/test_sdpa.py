@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashverify.adapters import registry
+from flashverify.adapters.kernel import PREDICTED
 from flashverify.adapters.sdpa import BACKENDS, SdpaKernel
 from flashverify.campaign.worker import examine_with
 from flashverify.cases.case import BIASES, AttentionCase
@@ -28,6 +29,8 @@ CUDA = torch.device("cuda", 0)
         ({"layout": "offset"}, "layout offset"),
         *(({"bias": bias}, "biases or masks as tensors") for bias in BIASES),
         ({"sink": True}, "attention sinks"),
+        ({"dropout": 0.1}, PREDICTED),
+        ({"dropout": 0.0}, PREDICTED),
     ],
 )
 def test_what_backends_decline(changes, reason):
