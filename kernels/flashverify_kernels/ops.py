@@ -7,7 +7,7 @@ import torch
 
 from flashverify_kernels.attn_probs import attention_probabilities
 from flashverify_kernels.backward import attention_backward
-from flashverify_kernels.dropout import dropout_of
+from flashverify_kernels.dropout import Dropout, dropout_of
 from flashverify_kernels.forward import attention_forward
 from flashverify_kernels.launch import accumulator_of, output_like
 from flashverify_kernels.tiles import Tiles, is_masked, tiles_for
@@ -22,11 +22,13 @@ def tiles_of(
     first_offset: int | None,
     precision: str,
     forced: list[int] | None,
+    dropout: Dropout | None,
 ) -> Tiles:
     """The tiles of q and v (B, H, N, D) with these limits of visibility, or those that are forced."""
     if forced is not None:
         return Tiles.unflatten(forced)
-    return tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], is_masked(last_offset, first_offset), precision)
+    masked, has_dropout = is_masked(last_offset, first_offset), dropout is not None
+    return tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], masked, precision, has_dropout)
 
 
 def on_device_of(x: torch.Tensor) -> torch.cuda.device:
@@ -52,9 +54,10 @@ def attention(
     rng_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention's out (B,H,N,D) and lse (B,H,N); see `forward.attention_forward`."""
-    tile = tiles_of(q, v, causal_offset, first_offset, precision, tiles).forward
+    dropout = dropout_of(dropout_p, rng_state)
+    tile = tiles_of(q, v, causal_offset, first_offset, precision, tiles, dropout).forward
     with on_device_of(q):
-        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout_of(dropout_p, rng_state)}
+        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout}
         return attention_forward(q, k, v, scale, causal_offset, first_offset, precision, tile, **features)
 
 
@@ -102,10 +105,11 @@ def backward(
     rng_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention's dq, dk, dv (B,H,N,D), and dbias and dsink, of size 0 unless needed; see `backward.attention_backward`."""
-    chosen = tiles_of(q, v, causal_offset, first_offset, precision, tiles)
+    dropout = dropout_of(dropout_p, rng_state)
+    chosen = tiles_of(q, v, causal_offset, first_offset, precision, tiles, dropout)
     with on_device_of(q):
         limits = causal_offset, first_offset
-        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout_of(dropout_p, rng_state)}
+        features = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout}
         needs = {"needs_bias_grad": needs_bias_grad, "needs_sink_grad": needs_sink_grad}
         tensors = dout, dlse, q, k, v, out, lse
         dq, dk, dv, dbias, dsink = attention_backward(

@@ -43,10 +43,10 @@ def packed_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Out (1, H, rows, D) and lse (1, H, rows) of packed sequences; see `forward.attention_forward`."""
     limits = last_offset, first_offset
-    tile = tiles_of(q, v, *limits, precision, tiles).forward
+    dropout = dropout_of(dropout_p, rng_state)
+    tile = tiles_of(q, v, *limits, precision, tiles, dropout).forward
     packed = _packed(starts_q, starts_k, used_q, used_k)
     with on_device_of(q):
-        dropout = dropout_of(dropout_p, rng_state)
         features = {"softcap": softcap, "alibi": _slopes(alibi, packed), "sink": sink, "dropout": dropout, "packed": packed}
         return attention_forward(q, k, v, scale, *limits, precision, tile, **features)
 
@@ -101,10 +101,10 @@ def packed_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Dq, dk, dv (1, H, rows, D), and dsink, of size 0 unless needed; see `backward.attention_backward`."""
     limits = last_offset, first_offset
-    chosen = tiles_of(q, v, *limits, precision, tiles)
+    dropout = dropout_of(dropout_p, rng_state)
+    chosen = tiles_of(q, v, *limits, precision, tiles, dropout)
     packed = _packed(starts_q, starts_k, used_q, used_k)
     with on_device_of(q):
-        dropout = dropout_of(dropout_p, rng_state)
         features = {"softcap": softcap, "alibi": _slopes(alibi, packed), "sink": sink, "dropout": dropout, "packed": packed}
         given = dout, dlse, q, k, v, out, lse, scale, *limits, precision
         features["needs_sink_grad"] = needs_sink_grad

@@ -119,6 +119,9 @@ With more, tiles of K and V may have different swizzles, and ptxas 12.8 miscompi
 loaded as a whole: it forms a descriptor from a register that nothing has written (tests/kernels/test_compiles.py).
 """
 
+DROPOUT_DKDV = {128: TileConfig(32, 64, 4, 3)}
+"""padded head size -> the dK/dV tile on Hopper in 16-bit formats with dropout, whose words take registers."""
+
 _SINGLE = {
     (16, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
     (16, True): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
@@ -222,17 +225,34 @@ def is_masked(causal_offset: int | None, first_offset: int | None) -> bool:
     return causal_offset is not None or first_offset is not None
 
 
-def entry(name: str, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool, precision: str = "ieee") -> Tiles:
+def entry(
+    name: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    masked: bool,
+    precision: str = "ieee",
+    dropout: bool = False,
+) -> Tiles:
     """The tiles of an architecture; see `tiles_for`. The larger of the two head sizes chooses the table's entry."""
     table = SPLIT_TABLES[name] if dtype == torch.float32 and precision != "ieee" else TABLES[name][dtype]
-    tiles = table[padded_head_dim(max(head_dim, value_dim)), masked]
+    padded = padded_head_dim(max(head_dim, value_dim))
+    tiles = table[padded, masked]
     if table is _HALF_HOPPER and value_dim <= FEWER_KEYS:
-        return replace(tiles, forward=replace(tiles.forward, block_n=FEWER_KEYS))
+        tiles = replace(tiles, forward=replace(tiles.forward, block_n=FEWER_KEYS))
+    if table is _HALF_HOPPER and dropout:
+        tiles = replace(tiles, dkdv=DROPOUT_DKDV.get(padded, tiles.dkdv))
     return tiles
 
 
 def tiles_for(
-    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool, precision: str = "ieee"
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    masked: bool,
+    precision: str = "ieee",
+    dropout: bool = False,
 ) -> Tiles:
     """The tiles that the kernels use.
 
@@ -243,6 +263,7 @@ def tiles_for(
         value_dim: columns of v.
         masked: whether visibility is limited (`is_masked`).
         precision: of float32 products.
+        dropout: whether pairs are dropped.
 
     Raises:
         ValueError: if the device is older than every table.
@@ -251,7 +272,7 @@ def tiles_for(
     refusal = unavailable(device, dtype, max(head_dim, value_dim))
     if refusal is not None:
         raise NotImplementedError(refusal)
-    return entry(architecture(device), dtype, head_dim, value_dim, masked, precision)
+    return entry(architecture(device), dtype, head_dim, value_dim, masked, precision, dropout)
 
 
 BIASED_STAGES = 2

@@ -54,11 +54,13 @@ def unrounded_attention(
     """
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"q: got {q.dtype}, accepted are torch.float16 and torch.bfloat16")
-    tiles = tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], is_masked(causal_offset, first_offset), "ieee")
+    dropout = dropout_of(dropout_p, rng_state)
+    masked = is_masked(causal_offset, first_offset)
+    tiles = tiles_for(q.device, q.dtype, q.shape[3], v.shape[3], masked, "ieee", dropout is not None)
     with torch.cuda.device(q.device if q.is_cuda else -1), torch.no_grad():
         visible = (causal_offset, first_offset)
         forward = (q, k, v, scale, *visible, "ieee", tiles.forward)
-        feature = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout_of(dropout_p, rng_state)}
+        feature = {"softcap": softcap, "alibi": alibi, "bias": bias, "sink": sink, "dropout": dropout}
         needs = {"needs_bias_grad": True, "needs_sink_grad": True}
         options = {"output_dtype": torch.float32, **feature}
         seen, _ = attention_forward(*forward, **options)

@@ -8,7 +8,8 @@ not contiguous: a name of LAYOUTS or MIXED. "descriptors" stands for contiguous 
 descriptors, a name of SPLIT for them with float32 products of that precision, and a name of FEATURES for them with a sliding
 window, a soft cap, linear biases, a bias of q's dtype or of lse's ("long-bias") and its gradient, a boolean mask, or sinks and
 their gradient, or dropout whose mask the backward pass keeps in the sign bits of P, or ("dropout-mask") beside it. "packed" and
-"packed-all" stand for packed sequences, the latter with a window, a cap, linear biases, sinks and dropout.
+"packed-all" stand for packed sequences, the latter with a window, a cap, linear biases, sinks and dropout. "+dropout" behind another
+of these adds dropout.
 A head size "192x128" is that of q and k, and that of v.
 """
 
@@ -91,6 +92,8 @@ def compile_entry(
     capability: int, dtype: str, head_dim: int, causal: bool, layout: str = "contiguous", value_dim: int | None = None
 ) -> tuple[dict[str, int], dict[str, int]]:
     """For one entry of the tile table: kernel name -> bytes of shared memory, and -> stray descriptors."""
+    layout, _, more = layout.partition("+")
+    has_dropout = more == "dropout" or layout in ("dropout", "dropout-mask", "packed-all")
     needs: dict[str, int] = {}
     stray: dict[str, int] = {}
     launch = jit.JITFunction.run
@@ -108,7 +111,7 @@ def compile_entry(
         precision = layout if layout in SPLIT else "ieee"
         value_dim = value_dim or head_dim
         masked = causal or layout in ("window", "packed-all")
-        tiles = tiles_of(f"sm{capability}", torch_dtype, head_dim, value_dim, masked, precision)
+        tiles = tiles_of(f"sm{capability}", torch_dtype, head_dim, value_dim, masked, precision, has_dropout)
         shapes = [(1, 2, 64, columns) for columns in (head_dim, head_dim, value_dim, value_dim)]
         layouts = MIXED.get(layout, ("contiguous" if layout in (*SPLIT, *FEATURES, *PACKED) else layout,) * 4)
         tensors = (LAYOUTS[name](torch.zeros(shape, dtype=torch_dtype)) for name, shape in zip(layouts, shapes, strict=True))
@@ -120,7 +123,6 @@ def compile_entry(
             "long-bias": accumulator_of(torch_dtype),
             "mask": torch.bool,
         }.get(layout)
-        has_dropout = layout in ("dropout", "dropout-mask", "packed-all")
         features = {
             "softcap": 30.0 if layout in ("softcap", "capped-bias", "packed-all") else None,
             "alibi": torch.ones(1, 2) if layout in ("alibi", "packed-all") else None,

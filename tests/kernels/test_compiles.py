@@ -35,6 +35,7 @@ ENTRIES = {
         ),
         *("bf16:128:1:mask", "fp16:64:0:mask", "fp64:64:1:mask", "bf16:128:1:sink", "fp16:64:0:sink", "fp64:64:1:sink"),
         *("bf16:192x128:1:descriptors", "bf16:64x128:0", "fp32:40x64:1"),
+        *("bf16:128:0:dropout", "fp16:64:1:dropout-mask", "bf16:64:1:bias+dropout", "fp32:64:0:dropout", "fp64:64:1:dropout"),
         *("bf16:128:1:packed", "bf16:64:0:packed-all", "fp32:40x64:1:packed-all", "fp64:64:1:packed-all"),
     ),
     "80": ("bf16:128:1", "fp64:256:0", "bf16:128:0:long-bias", "bf16:256:1:long-bias", "bf16:128:1:packed-all"),
@@ -106,8 +107,16 @@ def test_kernels_compile_and_fit(capability: str, tmp_path: Path) -> None:
     compiled = compile_entries(capability, ENTRIES[capability], tmp_path)
     assert tuple(compiled) == ENTRIES[capability]
     for entry, needs in compiled.items():
-        assert needs.keys() == KERNELS | KERNELS_MORE.get(entry.rpartition(":")[2], set())
+        assert needs.keys() == KERNELS | KERNELS_MORE.get(entry.rpartition(":")[2].partition("+")[0], set())
         assert max(needs.values()) <= SHARED_MEMORY[capability]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dropout", "dropout-mask", "keys-along-n+dropout", "window+dropout"])
+def test_descriptors_come_from_shared_memory_with_dropout(layout: str, tmp_path: Path) -> None:
+    entries = tuple(f"bf16:{head_dim}:1:{layout}" for head_dim in ("24", "64x24", "128", "256"))
+    for entry, stray in compile_entries("90", entries, tmp_path, "stray").items():
+        assert not any(stray.values()), (entry, stray)
 
 
 def test_an_unknown_entry_is_an_error(tmp_path: Path) -> None:
