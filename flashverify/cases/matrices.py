@@ -1,7 +1,7 @@
 """Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
 
 smoke     about 200 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
-standard  about 1,800 cases with lengths up to 4096: every regime under every mask in every dtype, every pair of features, and
+standard  about 1,900 cases with lengths up to 4096: every regime under every mask in every dtype, every pair of features, and
           each entry of a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
 full      standard, and a few cases of up to 65,536 queries and keys.
 
