@@ -67,7 +67,7 @@ class FunctionKernel:
         self._generator = DeviceGenerator(device)
 
     def declines(self, case: AttentionCase) -> str | None:
-        """What the signature lacks (windows, caps, biases, bottom-right masks with Nq != Nk), dlse without lse, its own."""
+        """What the signature lacks (windows, caps, biases, dropout, bottom-right masks if Nq != Nk), dlse without lse."""
         lacking: tuple[tuple[bool, str], ...] = (
             ("window" in case.features, "sliding window"),
             (case.softcap is not None, "soft cap"),

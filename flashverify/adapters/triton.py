@@ -130,7 +130,7 @@ class TritonKernel:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             # The SDPA drop-in, which aligns top-left, returns no lse; with dropout the others return probabilities beside it.
             flat = None if sink is None else sink.flatten()
-            features = case.softcap, None, bias, flat, causal_offset(case), first_offset(case)
+            features = case.softcap, self._slopes(case), bias, flat, causal_offset(case), first_offset(case)
             out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None, *state)
             return out, lse
 
@@ -202,4 +202,6 @@ class TritonKernel:
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
         dtype = TORCH_DTYPES[case.dtype]
-        return self._tables.tiles_for(self.device, dtype, case.head_dim, case.value_dim, limited(case), self.precision)
+        sizes = case.head_dim, case.value_dim
+        drops = bool(case.dropout)
+        return self._tables.tiles_for(self.device, dtype, *sizes, limited(case), self.precision, drops)

@@ -1,9 +1,11 @@
 """Matrices: named sets of cases, built axis by axis so that what each promises to cover can be read off, and is tested.
 
 smoke     about 200 small cases: every dtype, feature, layout and regime, cheap enough for Triton's interpreter.
-standard  about 1,800 cases with lengths up to 4096: every regime under every mask in every dtype, every pair of features, and
+standard  about 1,900 cases with lengths up to 4096: every regime under every mask in every dtype, every pair of features, and
           each entry of a tile table keyed by (dtype, head size rounded up to a power of two, causal or not) over several tiles.
 full      standard, and a few cases of up to 65,536 queries and keys.
+
+A third of the cases with a backward pass have dropout, whatever else they are for (`dropout_matrices.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from flashverify.cases import cached as decoding
 from flashverify.cases.cached_pairs import pairs_of_cached_features
 from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, AttentionCase
+from flashverify.cases.dropout_matrices import distributed_dropouts, in_turn, smoke_dropouts, standard_dropouts
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.packed_matrices import smoke_packed, standard_packed
 from flashverify.cases.paired import pairs_of_features
@@ -516,6 +519,8 @@ _STANDARD = (
     _alibi,
     _biases,
     standard_packed,
+    standard_dropouts,
+    distributed_dropouts,
     pairs_of_features,
     pairs_of_cached_features,
     _decoding,
@@ -533,13 +538,17 @@ MATRICES: dict[str, tuple[Builder, ...]] = {
         _smoke_alibi,
         _smoke_biases,
         smoke_packed,
+        smoke_dropouts,
         decoding.smoke,
         _smoke_distributions,
     ),
     "standard": _STANDARD,
     "full": (*_STANDARD, _very_long),
 }
-"""The builders of each matrix; their docstrings are its contents."""
+"""The builders of each matrix; their docstrings are its contents, but for dropout (`dropout_matrices.in_turn`)."""
+
+_AS_THEY_ARE = (pairs_of_features, _very_long)
+"""Builders whose cases have no dropout but their own: one has it among its features, the other is long enough as it is."""
 
 
 def matrix(name: str) -> tuple[AttentionCase, ...]:
@@ -553,4 +562,5 @@ def matrix(name: str) -> tuple[AttentionCase, ...]:
     """
     if name not in MATRICES:
         raise ValueError(f"matrix: got {name!r}, accepted are {', '.join(MATRICES)}")
-    return tuple({case.id: case for case in chain.from_iterable(builder() for builder in MATRICES[name])}.values())
+    built = (builder() if builder in _AS_THEY_ARE else map(in_turn, builder()) for builder in MATRICES[name])
+    return tuple({case.id: case for case in chain.from_iterable(built)}.values())

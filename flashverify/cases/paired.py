@@ -19,6 +19,7 @@ PAIRED: dict[str, tuple[object, ...]] = {
     "sizes": ((33, 33), (17, 40), (40, 20)),
     "lengths": (None, *PACKINGS),
     "cache": (None, "contiguous", "paged"),
+    "dropout": (None, 0.17, 0.5),
     "softcap": (None, 2.0),
     "sink": (False, True),
     "head_dim_v": (None, 24),
@@ -34,7 +35,7 @@ def pairs_of_features() -> Iterator[AttentionCase]:
         topleft, cached = settings.get("view") == "causal-topleft", settings.get("cache") is not None
         if settings.get("lengths") is None and not cached:
             return not topleft or settings.get("alibi") is None
-        if cached and any(settings.get(name) for name in ("lengths", "sink", "lse_grad")):
+        if cached and any(settings.get(name) for name in ("lengths", "sink", "lse_grad", "dropout")):
             return False
         return not topleft and settings.get("bias") is None and settings.get("layout", "contiguous") == "contiguous"
 

@@ -11,7 +11,7 @@ from flashverify.cases import dense_bias, layouts, regimes
 from flashverify.cases.case import BIASES, DTYPES, AttentionCase
 from flashverify.numerics.dots import AnyOrder, SplitProducts, TensorCore
 from flashverify.numerics.formats import BF16, FORMATS, FP32, FP64, TF32
-from flashverify.numerics.hard import feature_budget, forward_budget
+from flashverify.numerics.hard import backward_budget, feature_budget, forward_budget
 from flashverify.oracles import tiled
 from flashverify.records.measurement import Verdict
 
@@ -205,6 +205,45 @@ def test_biases_and_sinks_run_and_have_gradients_of_their_shapes(bias, mask, dev
     exact = kernel.unrounded(case, inputs)
     assert exact.dsink.shape == (1, 2, 1)
     assert (exact.dbias is None) == (outputs.dbias is None)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 5])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mask": "causal-topleft"}, {"lengths": "ragged", "batch": 4}, {"bias": "full", "dtype": "bf16"}], ids=str
+)
+def test_what_kernels_drop_is_what_the_host_predicts(changes, seed, device):
+    """Through the function, the operator and packed sequences; the seeds' offsets are of every kind that there is."""
+    case = case_of("fp16", batch=2, heads_q=4, heads_kv=2, seqlen_q=21, seqlen_k=40, head_dim=16, dropout=0.4, seed=seed)
+    case = case.replace(**changes)
+    kernel = TritonKernel(device)
+    assert kernel.declines(case) is None
+    inputs = layouts.apply(case, regimes.draw(case, device))
+    contract, outputs = kernel.contract(case), kernel.run(case, inputs)
+    truth, other = (tiled.attention(one, inputs) for one in (case, case.replace(dropout=None)))
+    forward = forward_budget(case, inputs, truth.out, truth.lse, contract)
+    gradients = backward_budget(case, inputs, truth.out, truth.lse, contract, forward)
+    allowed = {"out": forward.out, "lse": forward.lse, **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+    kernels = [outputs] if case.lengths is not None else [outputs, kernel.unrounded(case, inputs)]
+    for found in kernels:
+        for name, budget in allowed.items():
+            value = getattr(found, name).double()
+            error = torch.where(value == getattr(truth, name), 0.0, value - getattr(truth, name)).abs()
+            assert (error <= budget).all(), name
+            assert name == "lse" or ((value - getattr(other, name)).abs() > budget).any(), name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_nothing_or_everything_is_dropped(dropout, device):
+    case = case_of("fp32", heads_q=2, seqlen_q=9, seqlen_k=20, head_dim=16, dropout=dropout, lse_grad=True)
+    inputs = layouts.apply(case, regimes.draw(case, device))
+    outputs, plain = (TritonKernel(device).run(one, inputs) for one in (case, case.replace(dropout=None)))
+    assert torch.equal(outputs.lse, plain.lse)
+    if dropout == 0.0:
+        assert all(torch.equal(getattr(outputs, name), x) for name, x in plain.items())
+    else:
+        assert not outputs.out.any()
+        assert not outputs.dv.any()
+        assert outputs.dq.any()
 
 
 def test_cases_without_biases_and_sinks_have_no_gradients_of_them(device):

@@ -11,6 +11,7 @@ from flashverify.cases.cached_pairs import PAIRED, pairs_of_cached_features
 from flashverify.cases.caches import PAGE_SIZES, appended, left_pads, page_size, shared_pages
 from flashverify.cases.case import ALIBIS, BIASES, CACHES, DTYPES, MASKS, ROTARIES, AttentionCase
 from flashverify.cases.coverage import coverage, tile_head_dim
+from flashverify.cases.dropout_matrices import EDGE_RATES, RATES
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.lengths import PACKINGS, lengths
 from flashverify.cases.matrices import MATRICES, matrix
@@ -46,6 +47,7 @@ FEATURES = {
     "shared-pages",
     "leftpad",
     "rotary",
+    "dropout",
 }
 
 
@@ -195,6 +197,7 @@ def test_standard_covers_the_axes() -> None:
     assert len(counts["layout x dtype"]) == len(LAYOUTS) * len(DTYPES)
     some_dtypes = {
         "_distributions",
+        "distributed_dropouts",
         "_narrow_values",
         "_biases",
         "pairs_of_features",
@@ -278,6 +281,36 @@ def test_standard_packs_every_edge_and_head_size_in_every_dtype_and_long_and_man
     assert any(case.batch == 300 and case.seqlen_k <= 32 for case in cases)
     large = {(case.dtype, case.lengths) for case in cases if case.seqlen_q == 512}
     assert large == {(dtype, kind) for dtype in SHARP_DTYPES for kind in PACKINGS}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_third_of_the_cases_with_a_backward_pass_drop_pairs(name: str) -> None:
+    cases = [case for case in matrix(name) if case.cache is None]
+    dropping = [case for case in cases if case.dropout is not None]
+    assert 0.3 < len(dropping) / len(cases) < 0.42
+    assert {(c.dtype, c.dropout) for c in dropping} >= {(d, rate) for d in DTYPES for rate in RATES}
+    assert {case.dropout for case in dropping} >= set(EDGE_RATES)
+    if name != "smoke":
+        assert {(c.dtype, c.dropout) for c in dropping} >= {(d, rate) for d in DTYPES for rate in EDGE_RATES}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_every_feature_layout_and_regime_occurs_with_dropout_and_without(name: str) -> None:
+    with_it, without = (
+        coverage(case for case in matrix(name) if case.cache is None and (case.dropout is not None) is drops)
+        for drops in (True, False)
+    )
+    for axis in ("dtype", "mask", "bias", "sink", "lengths", "alibi"):
+        assert set(with_it[axis]) == set(without[axis]), axis
+    assert set(without["feature"]) - {"plain"} <= set(with_it["feature"])
+    if name != "smoke":
+        assert set(with_it["regime"]) == set(without["regime"]) == set(REGIMES)
+        assert set(with_it["layout"]) == set(without["layout"]) == set(LAYOUTS)
+        assert min(with_it["tile"].values()) >= 1
+
+
+def test_the_very_long_cases_do_not_drop() -> None:
+    assert all(case.dropout is None for case in matrix("full") if case.seqlen_k >= 8192)
 
 
 def test_unknown_matrix() -> None:

@@ -46,7 +46,7 @@ def test_standard_has_every_pair_of_features() -> None:
             continue  # which are several fields of a case
         for x, y in product(values, others):
             chosen = {one: x, other: y}
-            if chosen.get("cache") and any(chosen.get(name) for name in ("lengths", "sink", "lse_grad")):
+            if chosen.get("cache") and any(chosen.get(name) for name in ("lengths", "sink", "lse_grad", "dropout")):
                 continue  # which a cache does not go with
             if (chosen.get("lengths") or chosen.get("cache")) and (
                 chosen.get("bias") or chosen.get("layout", "contiguous") != "contiguous"
