@@ -17,8 +17,9 @@ move it by some 4 roundoffs of r c. So every bit is told with certainty where no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -30,8 +31,18 @@ from flashverify.checks.examination import Examination
 from flashverify.dropout.of_case import rescale
 from flashverify.numerics.formats import FORMATS, FP32, FP64, Format
 
+Place = TypeVar("Place")
+
 MOST_BLOCKS = 16
-"""Blocks of keys, and of queries, that are probed: evenly spread where there are more, the first and the last among them."""
+"""Blocks of keys, and of queries of each member of a group, that are probed: evenly spread where there are more, the first and
+the last among them."""
+
+FEW_BLOCKS = 2
+"""The same, whatever the group, of a kernel whose mask is predicted, on a CPU: in the interpreter a call takes as long as a
+thousand on a GPU."""
+
+LOGITS_AT_ONCE = 256
+"""Keys whose logits are formed at a time."""
 
 MARGIN = 4.0
 """How far above the smallest numbers, and below the largest, a format is used."""
@@ -79,6 +90,9 @@ class Probes:
         self._examination = examination
         self._device = examination.kernel.device
         self._drawn = examination.inputs
+        few = self._device.type == "cpu" and examination.kernel.predictable
+        self._most_of_keys = FEW_BLOCKS if few else MOST_BLOCKS
+        self._most_of_queries = FEW_BLOCKS if few else MOST_BLOCKS * case.group_size
         storage = FORMATS[case.dtype]
         self.floor = smallest_used(storage)
         self.factor = rescale(case)
@@ -94,15 +108,16 @@ class Probes:
     def of_keys(self) -> Iterator[Reading]:
         """The masks of out and dq, in blocks of keys of all heads and rows."""
         width = min(self.case.head_dim, self.case.value_dim)
-        for start in blocks(self.case.seqlen_k, width):
+        for start in spread(range(0, self.case.seqlen_k, width), self._most_of_keys):
             yield from self._of_keys(self._columns[start : start + width])
 
     def of_queries(self) -> Iterator[Reading]:
         """The masks of dv and dk, in blocks of queries of one head of each group and all keys."""
         width = min(self.case.head_dim, self.case.value_dim)
-        for start in blocks(self.case.seqlen_q, width):
-            for member in range(self.case.group_size):
-                yield from self._of_queries(self._rows[start : start + width], member)
+        starts = range(0, self.case.seqlen_q, width)
+        places = [(start, member) for start in starts for member in range(self.case.group_size)]
+        for start, member in spread(places, self._most_of_queries):
+            yield from self._of_queries(self._rows[start : start + width], member)
 
     def out_of_constant(self) -> torch.Tensor:
         """The kernel's out where v = c everywhere: r c times the share of a row's pairs that is kept."""
@@ -193,7 +208,7 @@ class Probes:
         case, heads = self.case, torch.arange(self.case.heads_q, device=self._device)
         nothing = 0.0 if case.sink else -torch.inf
         lse = torch.full((case.batch, case.heads_q, case.seqlen_q), nothing, dtype=torch.float64, device=self._device)
-        for columns in torch.split(self._columns, max(case.head_dim, MOST_BLOCKS)):
+        for columns in torch.split(self._columns, LOGITS_AT_ONCE):
             lse = torch.logaddexp(lse, torch.logsumexp(self._logits(heads, self._rows, columns), -1))
         return lse
 
@@ -260,12 +275,11 @@ def forward_mask(examination: Examination) -> ForwardMask:
     return examination.once("forward mask", lambda: ForwardMask(examination))
 
 
-def blocks(size: int, width: int) -> list[int]:
-    """Where the blocks begin that are probed, of as many as hold all."""
-    count = -(-size // width)
-    if count <= MOST_BLOCKS:
-        return [index * width for index in range(count)]
-    return sorted({round(index * (count - 1) / (MOST_BLOCKS - 1)) * width for index in range(MOST_BLOCKS)})
+def spread(places: Sequence[Place], most: int) -> list[Place]:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(places) <= most:
+        return list(places)
+    return [places[round(index * (len(places) - 1) / (most - 1))] for index in range(most)]
 
 
 def smallest_used(storage: Format) -> float:

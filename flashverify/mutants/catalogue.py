@@ -7,6 +7,7 @@ import torch
 from flashverify.adapters.triton import TritonKernel
 from flashverify.mutants.caches import CACHES
 from flashverify.mutants.decoding import DECODING
+from flashverify.mutants.dropout import DROPOUT
 from flashverify.mutants.features import FEATURES
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
 from flashverify.mutants.packed import PACKED
@@ -95,7 +96,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *DECODING, *CACHES, *ROUNDING)}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *DECODING, *CACHES, *DROPOUT, *ROUNDING)}
 """Every mutant by name."""
 
 

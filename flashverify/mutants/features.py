@@ -91,8 +91,8 @@ FEATURES = (
         (
             Edit(
                 "dkdv.py",
-                "            ds = p * (dp - delta[None, :])\n            if SOFTCAP:\n                ds = ds * slope\n",
-                "            ds = p * (dp - delta[None, :])\n",
+                "            if SOFTCAP:\n                ds = ds * slope\n",
+                "",
             ),
         ),
     ),
@@ -103,8 +103,8 @@ FEATURES = (
         (
             Edit(
                 "dq.py",
-                "        ds = p * (dp - delta[:, None])\n        if SOFTCAP:\n            ds = ds * slope\n",
-                "        ds = p * (dp - delta[:, None])\n",
+                "        if SOFTCAP:\n            ds = ds * slope\n",
+                "",
             ),
         ),
     ),

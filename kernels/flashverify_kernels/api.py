@@ -230,7 +230,8 @@ def _flash(
     if state is None:
         return out, lse, None
     with torch.no_grad():
-        return out, lse, probabilities(q, k, lse, scale, cap, slopes, bias, *visible, input_precision, dropout_p, state)
+        probs = probabilities(q, k, lse, scale, cap, slopes, bias, *visible, input_precision, dropout_p, state)
+    return out, lse, probs
 
 
 def scaled_dot_product_attention(

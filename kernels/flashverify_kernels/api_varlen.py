@@ -268,10 +268,11 @@ def _flash(
     state = resolve_state("rng_state", rng_state, q, k.shape[2], dropout_p)
     options = scale, cap, slopes, last, first, input_precision
     out, lse = packed_attention(q, k, v, sink, *where, *options, forced, dropout_p, state)
-    out = out[0].transpose(0, 1)
+    out, rows_lse = out[0].transpose(0, 1), lse[0]
     if not return_attn_probs:
         return out
     if state is None:
-        return out, lse[0], None
+        return out, rows_lse, None
     with torch.no_grad():
-        return out, lse[0], packed_probabilities(q, k, lse, *where, longest_q[1], longest_k[1], *options, dropout_p, state)
+        probs = packed_probabilities(q, k, lse, *where, longest_q[1], longest_k[1], *options, dropout_p, state)
+    return out, rows_lse, probs

@@ -198,6 +198,7 @@ def test_standard_covers_the_axes() -> None:
     some_dtypes = {
         "_distributions",
         "distributed_dropouts",
+        "many_dropped_pairs",
         "_narrow_values",
         "_biases",
         "pairs_of_features",

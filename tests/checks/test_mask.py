@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashverify.cases.case import AttentionCase
+from flashverify.checks import probes
 from flashverify.checks.examination import Examination
 from flashverify.checks.mask import TENSORS
-from flashverify.checks.probes import MOST_BLOCKS, blocks
+from flashverify.checks.probes import spread
 from flashverify.checks.registry import all_checks
 from flashverify.dropout.mask import stream_of
 from flashverify.dropout.philox import philox4x32_scalar
@@ -19,6 +20,12 @@ CASE = AttentionCase(
     dtype="bf16", batch=2, heads_q=4, heads_kv=2, seqlen_q=37, seqlen_k=70, head_dim=16, dropout=0.2, seed=3, mask="causal"
 )
 PLAIN = CASE.replace(mask="full", heads_kv=4)
+
+
+@pytest.fixture
+def every_block(monkeypatch):
+    """All blocks are probed, as on a GPU."""
+    monkeypatch.setattr(probes, "FEW_BLOCKS", 16)
 
 
 def check(kernel, case):
@@ -109,6 +116,7 @@ def test_cases_without_dropout_or_without_pairs():
     assert check(Dropping(), CASE.replace(seqlen_k=0)).verdict is Verdict.UNSUPPORTED
 
 
+@pytest.mark.usefixtures("every_block")
 def test_what_underflows_is_not_told_and_not_compared():
     """Keys that a steep linear bias hides are no evidence: neither for the kernel, nor against it."""
     steep = CASE.replace(dtype="fp16", heads_q=8, heads_kv=8, alibi="heads", seqlen_q=200, seqlen_k=200)
@@ -141,6 +149,7 @@ def test_a_wrong_mask_everywhere_is_caught_everywhere(defect):
     assert failing(check(everywhere(defect), CASE)) == set(TENSORS)
 
 
+@pytest.mark.usefixtures("every_block")
 def test_greater_than_the_threshold_is_caught_where_a_word_equals_it():
     b, h, i, j = 1, 2, 20, 41  # I = 12, J = 17, the second word of both halves of keys and the first of queries
     stream = stream_of(PLAIN)
@@ -179,12 +188,13 @@ def test_a_missing_factor_does_not_hide_the_mask():
 
 
 def test_blocks_are_spread_and_include_the_ends():
-    assert blocks(70, 16) == [0, 16, 32, 48, 64]
-    assert blocks(0, 16) == []
-    many = blocks(16 * 1000 - 3, 16)
-    assert len(many) == MOST_BLOCKS
+    assert spread(range(0, 70, 16), 16) == [0, 16, 32, 48, 64]
+    assert spread([], 16) == []
+    many = spread(range(0, 16_000, 16), 16)
+    assert len(many) == 16
     assert (many[0], many[-1]) == (0, 16 * 999)
     assert all(start % 16 == 0 for start in many)
+    assert spread(range(5), 2) == [0, 4]
 
 
 def test_the_masks_of_the_fake_are_what_they_say():

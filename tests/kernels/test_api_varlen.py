@@ -187,15 +187,17 @@ def test_packed_tensors_are_not_copied(device: torch.device) -> None:
     assert gradient.shape == qkv.shape
 
 
-def test_lse_alone_is_differentiable(device: torch.device) -> None:
-    """(H, rows of all); v gets nothing of it, and without it out is returned alone."""
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_lse_alone_is_differentiable(dropout_p: float, device: torch.device) -> None:
+    """(H, rows of all); v gets nothing of it, and without it out is returned alone. Beside probabilities it once was not."""
     places = Places((3, 2), (4, 5))
     starts_q, starts_k, *_ = places.stated(device)
     leaves = _leaves(draw_packed(places, device, torch.float64))
-    out, lse, _ = flash_attn_varlen_func(*leaves, starts_q, starts_k, 3, 5, return_attn_probs=True)
+    options = {"dropout_p": dropout_p, "rng_state": (1, 0)}
+    out, lse, _ = flash_attn_varlen_func(*leaves, starts_q, starts_k, 3, 5, return_attn_probs=True, **options)
     assert lse.shape == (2, 5)
     dq, dk, dv = torch.autograd.grad(lse.sum(), leaves)
     assert dq.any(-1).all()
     assert dk.any(-1).all()
     assert not dv.any()
-    assert torch.equal(flash_attn_varlen_func(*leaves, starts_q, starts_k, 3, 5), out)
+    assert torch.equal(flash_attn_varlen_func(*leaves, starts_q, starts_k, 3, 5, **options), out)

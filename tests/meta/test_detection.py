@@ -103,6 +103,31 @@ PACKED_SEEN_BY = {
 }
 """Defect of packed sequences -> case, and how the reason begins; accuracy and function fail."""
 
+DROPPED = "bf16_b2_h4x2_n33x47_d16_causal_large_contiguous_drop0.3_s3"
+"""Large logits, so that probabilities underflow; counters that overflow their low word within the first keys."""
+
+WRONG_BITS = {"accuracy", "function", "mask"}
+DROPOUT_SEEN_BY = {
+    "dropout-seed-constant": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-offset-ignored": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-counter-wraps": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-rate-in-8-bits": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-shared-by-heads": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-shared-by-entries": WRONG_BITS | {"effective_rate"},
+    "dropout-transposed-in-dkdv": WRONG_BITS,
+    "dropout-halves-swapped-in-dq": WRONG_BITS,
+    "dropout-counted-in-tiles": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-before-the-normaliser": {"accuracy", "function", "effective_rate", "sign_bit"},
+    "dropout-out-not-rescaled": {"accuracy", "function", "effective_rate"},
+    "dropout-dv-not-rescaled": {"accuracy", "function"},
+    "dropout-rescaled-by-the-rate": {"accuracy", "function", "effective_rate"},
+    "dropout-delta-dropped-too": WRONG_BITS,
+    "dropout-signs-of-zeros-lost": {"sign_bit"},
+    "dropout-stuck-off": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-in-the-last-block-alone": WRONG_BITS | {"effective_rate"},
+}
+"""Defect of dropout -> the checks that fail."""
+
 TIERS = ("accuracy", "sharp", "distribution")
 
 ROUNDED = "bf16_b1_h1x1_n128x144_d64_full_normal_contiguous_s0"
@@ -129,7 +154,7 @@ def examine(kernel_name, case_id, device):
 
 
 def test_every_mutant_is_expected_to_be_seen():
-    assert sorted((*SEEN_BY, *REFUSED, *PACKED_SEEN_BY, *ROUNDING_SEEN_BY)) == sorted(MUTANTS)
+    assert sorted((*SEEN_BY, *REFUSED, *PACKED_SEEN_BY, *DROPOUT_SEEN_BY, *ROUNDING_SEEN_BY)) == sorted(MUTANTS)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +180,7 @@ def test_every_mutant_is_expected_to_be_seen():
         RAGGED,
         USED,
         ALIGNED,
+        DROPPED,
     ],
 )
 def test_the_healthy_kernel_passes(case_id, device):
@@ -172,6 +198,14 @@ def test_a_planted_defect_is_seen(name, device):
     failed = [m for result in record.results for m in result.measurements if m.violations]
     assert tensor in {m.tensor for m in failed}
     assert record.reason.startswith(f"{tensor} (")
+
+
+@pytest.mark.parametrize("name", DROPOUT_SEEN_BY)
+def test_a_defect_of_dropout_is_seen(name, device):
+    record = examine(f"mutant:{name}", DROPPED, device)
+    assert record.verdict is Verdict.FAIL
+    failed = {result.check for result in record.results if result.verdict is Verdict.FAIL}
+    assert failed - {"sharp", "distribution"} == DROPOUT_SEEN_BY[name]
 
 
 @pytest.mark.parametrize("name", REFUSED)
