@@ -73,7 +73,7 @@ def dropping(case: AttentionCase, options: Options, turn: int) -> tuple[Attentio
     """The same with dropout, whose factor is multiplied in in every way that there is."""
     change = {
         "rescale": ("after", "after", "after", "folded")[turn % 4],
-        "rescaled_out": ("quotient", "product", "factor")[turn % 3],
+        "rescaled_out": ("quotient", "product", "factor")[(turn + turn // len(RATES)) % 3],
         "fused_difference": turn % 2 == 0,
     }
     return case.replace(dropout=RATES[turn % len(RATES)]), dataclasses.replace(options, **change)
@@ -84,11 +84,10 @@ def dropping(case: AttentionCase, options: Options, turn: int) -> tuple[Attentio
 def test_a_correct_kernel_stays_within_its_budget(
     dtype: str, softcap: float | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    soak(
-        dtype,
-        lambda case, options, turn: (case, options) if softcap is None else capped(case, options, softcap, turn),
-        capsys,
-    )
+    def changed(case: AttentionCase, options: Options, turn: int) -> tuple[AttentionCase, Options]:
+        return (case, options) if softcap is None else capped(case, options, softcap, turn)
+
+    assert outside(dtype, changed, capsys) == {}
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -102,15 +101,15 @@ def test_a_correct_kernel_that_drops_pairs_stays_within_its_budget(
         case, options = (case, options) if softcap is None else capped(case, options, softcap, turn)
         return dropping(case, options, next(counter))
 
-    soak(dtype, changed, capsys)
+    assert outside(dtype, changed, capsys) == {}
 
 
-def soak(
+def outside(
     dtype: str,
     changed: Callable[[AttentionCase, Options, int], tuple[AttentionCase, Options]],
     capsys: pytest.CaptureFixture[str],
-) -> None:
-    """All kinds of inputs, four configurations each, none of which may leave its budget."""
+) -> dict[str, tuple[float, str]]:
+    """Which tensors leave their budgets, how far and where, over all kinds of inputs, four configurations each."""
     largest: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
     for kind in KINDS:
         for turn, configuration in enumerate(configurations(dtype, kind)):
@@ -121,5 +120,4 @@ def soak(
                 largest[tensor] = max(largest[tensor], (ratio, f"{kind} {case.id} {options}"))
     with capsys.disabled():
         print("\n" + "\n".join(f"{dtype} {tensor:14s} {ratio:.3f} {where[:60]}" for tensor, (ratio, where) in largest.items()))
-    outside = {tensor: found for tensor, found in largest.items() if not found[0] <= 1.0}
-    assert not outside
+    return {tensor: found for tensor, found in largest.items() if not found[0] <= 1.0}
