@@ -17,7 +17,13 @@ from typing import Any
 from flashverify.cases import cached as decoding
 from flashverify.cases.cached_pairs import pairs_of_cached_features
 from flashverify.cases.case import ALIBIS, BIASES, DTYPES, MASKS, AttentionCase
-from flashverify.cases.dropout_matrices import distributed_dropouts, in_turn, many_dropped_pairs, smoke_dropouts, standard_dropouts
+from flashverify.cases.dropout_matrices import (
+    distributed_dropouts,
+    in_turn,
+    many_dropped_pairs,
+    smoke_dropouts,
+    standard_dropouts,
+)
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.packed_matrices import smoke_packed, standard_packed
 from flashverify.cases.paired import pairs_of_features
