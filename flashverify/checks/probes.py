@@ -177,7 +177,7 @@ class Probes:
     ) -> Reading:
         """Bits of scale u P (r c Z - delta): above the threshold or below it."""
         in_range = max(self._factors) * self.factor * self.c <= FORMATS[self.case.dtype].largest / MARGIN
-        told = (p * min(self._factors) * self.threshold >= self.floor) & in_range
+        told = (p >= self.floor) & (p * min(self._factors) * self.threshold >= self.floor) & in_range
         kept_or_none = value / torch.where(told, self.slope * p, 1.0) + delta
         broken = told & ~kept_or_none.isfinite()
         return Reading(tensor, heads, rows, columns, kept_or_none > self.threshold, told, broken, p > 0.0)

@@ -28,7 +28,7 @@ def centred_sum(excess: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -
     magnitudes = second + target.square() * total
     squares = (magnitudes - 2.0 * target * first).clamp(min=0.0)
     squares = squares + _cancellation(values, magnitudes)
-    return torch.minimum(triangle, (total * squares).sqrt())
+    return torch.minimum(triangle, total.sqrt() * squares.sqrt())  # their product may underflow
 
 
 def centred_squares(variance: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -149,6 +149,15 @@ def test_a_wrong_mask_everywhere_is_caught_everywhere(defect):
     assert failing(check(everywhere(defect), CASE)) == set(TENSORS)
 
 
+def test_a_gradient_tells_nothing_where_the_probability_underflows():
+    """Though its product with the probe's values would not: a GPU flushed probabilities of 1e-40, and 812 bits were misread."""
+    steep = CASE.replace(alibi="batch", heads_q=6, heads_kv=2, seqlen_q=257, seqlen_k=300, head_dim=128)
+    made = probes.probes(Examination(Dropping(), steep))
+    for reading in (*made.of_keys(), *made.of_queries()):
+        p = made.probabilities(reading.heads, reading.rows, reading.columns)
+        assert not (reading.told & (p < made.floor)).any()
+
+
 @pytest.mark.usefixtures("every_block")
 def test_greater_than_the_threshold_is_caught_where_a_word_equals_it():
     b, h, i, j = 1, 2, 20, 41  # I = 12, J = 17, the second word of both halves of keys and the first of queries
