@@ -91,35 +91,34 @@ def unpack_dropout(state_ptr, rescale_bits, ACCUMULATOR: tl.constexpr):
 @triton.jit
 def wide_product(a, b):
     """The upper and the lower half of a 32-bit product, by one instruction: compilers tend to split it into two slower ones."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "{ .reg .b64 product; mul.wide.u32 product, $2, $3; mov.b64 {$1, $0}, product; }",
-            "=r,=r,r,r",
-            [a, b],
-            dtype=(tl.uint32, tl.uint32),
-            is_pure=True,
-            pack=1,
-        )
-    else:
-        product = a.to(tl.uint64) * b
-        return (product >> 32).to(tl.uint32), product.to(tl.uint32)
+    return tl.inline_asm_elementwise(
+        "{ .reg .b64 product; mul.wide.u32 product, $2, $3; mov.b64 {$1, $0}, product; }",
+        "=r,=r,r,r",
+        [a, b],
+        dtype=(tl.uint32, tl.uint32),
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
 def philox(seed, c0, c1, c2, c3):
     """Four random words of each counter; counters that are a row and a column of a tile stay so for two rounds' products."""
-    k0 = seed.to(tl.uint32)
-    k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(ROUNDS):
-        upper0, lower0 = wide_product(c0, MULTIPLIER_0)
-        upper2, lower2 = wide_product(c2, MULTIPLIER_2)
-        c0 = upper2 ^ c1 ^ k0
-        c1 = lower2
-        c2 = upper0 ^ c3 ^ k1
-        c3 = lower0
-        k0 += KEY_STEP_0
-        k1 += KEY_STEP_1
-    return c0, c1, c2, c3
+    if PTX:
+        k0 = seed.to(tl.uint32)
+        k1 = (seed >> 32).to(tl.uint32)
+        for _ in tl.static_range(ROUNDS):
+            upper0, lower0 = wide_product(c0, MULTIPLIER_0)
+            upper2, lower2 = wide_product(c2, MULTIPLIER_2)
+            c0 = upper2 ^ c1 ^ k0
+            c1 = lower2
+            c2 = upper0 ^ c3 ^ k1
+            c3 = lower0
+            k0 += KEY_STEP_0
+            k1 += KEY_STEP_1
+        return c0, c1, c2, c3
+    else:
+        return tl.philox(seed, c0, c1, c2, c3, ROUNDS)  # Triton's own, which is as it is meant but for those products
 
 
 @triton.jit

@@ -114,7 +114,7 @@ def test_kernels_compile_and_fit(capability: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["dropout", "dropout-mask", "keys-along-n+dropout", "window+dropout"])
 def test_descriptors_come_from_shared_memory_with_dropout(layout: str, tmp_path: Path) -> None:
-    entries = tuple(f"bf16:{head_dim}:1:{layout}" for head_dim in ("24", "64x24", "128", "256"))
+    entries = tuple(f"bf16:{head_dim}:1:{layout}" for head_dim in ("24", "64x24"))
     for entry, stray in compile_entries("90", entries, tmp_path, "stray").items():
         assert not any(stray.values()), (entry, stray)
 

@@ -103,7 +103,7 @@ PACKED_SEEN_BY = {
 }
 """Defect of packed sequences -> case, and how the reason begins; accuracy and function fail."""
 
-DROPPED = "bf16_b2_h4x2_n33x47_d16_causal_large_contiguous_drop0.3_s3"
+DROPPED = "bf16_b2_h2x1_n33x47_d16_causal_large_contiguous_drop0.3_s3"
 """Large logits, so that probabilities underflow; counters that overflow their low word within the first keys."""
 
 WRONG_BITS = {"accuracy", "function", "mask"}
@@ -111,7 +111,7 @@ DROPOUT_SEEN_BY = {
     "dropout-seed-constant": WRONG_BITS | {"sign_bit", "effective_rate"},
     "dropout-offset-ignored": WRONG_BITS | {"sign_bit", "effective_rate"},
     "dropout-counter-wraps": WRONG_BITS | {"sign_bit", "effective_rate"},
-    "dropout-rate-in-8-bits": WRONG_BITS | {"sign_bit", "effective_rate"},
+    "dropout-rate-in-8-bits": {"function", "mask", "sign_bit", "effective_rate"},  # a pair of few, hidden by others here
     "dropout-shared-by-heads": WRONG_BITS | {"sign_bit", "effective_rate"},
     "dropout-shared-by-entries": WRONG_BITS | {"effective_rate"},
     "dropout-transposed-in-dkdv": WRONG_BITS,
@@ -127,6 +127,8 @@ DROPOUT_SEEN_BY = {
     "dropout-in-the-last-block-alone": WRONG_BITS | {"effective_rate"},
 }
 """Defect of dropout -> the checks that fail."""
+
+OF_OTHER_GENERATORS = {"statistics"}
 
 TIERS = ("accuracy", "sharp", "distribution")
 
@@ -186,7 +188,7 @@ def test_every_mutant_is_expected_to_be_seen():
 def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
-    assert {result.check for result in record.results} == set(all_checks())
+    assert {result.check for result in record.results} == set(all_checks()) - OF_OTHER_GENERATORS
 
 
 @pytest.mark.parametrize("name", SEEN_BY)
