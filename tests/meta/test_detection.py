@@ -111,7 +111,7 @@ DROPOUT_SEEN_BY = {
     "dropout-seed-constant": WRONG_BITS | {"sign_bit", "effective_rate"},
     "dropout-offset-ignored": WRONG_BITS | {"sign_bit", "effective_rate"},
     "dropout-counter-wraps": WRONG_BITS | {"sign_bit", "effective_rate"},
-    "dropout-rate-in-8-bits": {"function", "mask", "sign_bit", "effective_rate"},  # a pair of few, hidden by others here
+    "dropout-rate-in-8-bits": WRONG_BITS | {"sign_bit", "effective_rate"},
     "dropout-shared-by-heads": WRONG_BITS | {"sign_bit", "effective_rate"},
     "dropout-shared-by-entries": WRONG_BITS | {"effective_rate"},
     "dropout-transposed-in-dkdv": WRONG_BITS,
@@ -127,6 +127,9 @@ DROPOUT_SEEN_BY = {
     "dropout-in-the-last-block-alone": WRONG_BITS | {"effective_rate"},
 }
 """Defect of dropout -> the checks that fail."""
+
+RATE_OF = {"dropout-rate-in-8-bits": "drop0.9"}
+"""Another rate than `DROPPED` has, where more words tell: 8 bits are 0.0023 off there."""
 
 OF_OTHER_GENERATORS = {"statistics"}
 
@@ -204,7 +207,7 @@ def test_a_planted_defect_is_seen(name, device):
 
 @pytest.mark.parametrize("name", DROPOUT_SEEN_BY)
 def test_a_defect_of_dropout_is_seen(name, device):
-    record = examine(f"mutant:{name}", DROPPED, device)
+    record = examine(f"mutant:{name}", DROPPED.replace("drop0.3", RATE_OF.get(name, "drop0.3")), device)
     assert record.verdict is Verdict.FAIL
     failed = {result.check for result in record.results if result.verdict is Verdict.FAIL}
     assert failed - {"sharp", "distribution"} == DROPOUT_SEEN_BY[name]
