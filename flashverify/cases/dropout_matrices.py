@@ -62,10 +62,12 @@ def standard_dropouts() -> Iterator[AttentionCase]:
 
 def many_dropped_pairs() -> Iterator[AttentionCase]:
     """Masks of many tiles, rows, heads and entries, 9·10^8 bits of each of out, dq, dk and dv; one head size is padded."""
-    shared = {"batch": 5, "heads_q": 16, "heads_kv": 16, "seqlen_q": 2048, "seqlen_k": 2048, "head_dim": 128}
-    for dtype, rate in (("bf16", 0.1), ("fp16", 0.9)):
-        yield AttentionCase(dtype=dtype, dropout=rate, **shared)
-    yield AttentionCase(dtype="bf16", dropout=0.17, **(shared | {"head_dim": 160, "heads_kv": 4, "seqlen_q": 1900}))
+    shared = AttentionCase(
+        dtype="bf16", batch=5, heads_q=16, heads_kv=16, seqlen_q=2048, seqlen_k=2048, head_dim=128, dropout=0.1
+    )
+    yield shared
+    yield shared.replace(dtype="fp16", dropout=0.9)
+    yield shared.replace(head_dim=160, heads_kv=4, seqlen_q=1900, dropout=0.17)
 
 
 def distributed_dropouts() -> Iterator[AttentionCase]:
