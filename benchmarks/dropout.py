@@ -20,6 +20,7 @@ from flashverify_kernels import flash_attn_func
 from flashverify_kernels.backward import attention_backward
 from flashverify_kernels.dropout import Dropout, threshold_of
 from flashverify_kernels.forward import attention_forward
+from flashverify_kernels.generator import state_of
 from flashverify_kernels.tiles import tiles_for
 from timing import median_ms
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,7 +33,7 @@ STREAM = Stream(seed=0x0123456789ABCDEF, offset=2**40, rate=0.1)
 
 def state() -> torch.Tensor:
     """The generator's state of `STREAM`."""
-    return torch.tensor([STREAM.seed, STREAM.offset], device="cuda")
+    return state_of(STREAM.seed, STREAM.offset, torch.device("cuda"))
 
 
 def ours(problem: Problem) -> dict[str, float]:

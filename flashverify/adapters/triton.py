@@ -6,7 +6,6 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 
 from flashverify.adapters.autograd import differentiate
@@ -47,6 +46,7 @@ class TritonKernel:
         self._package: ModuleType = importlib.import_module(package)
         self.sources: Path | None = None if self._package.__file__ is None else Path(self._package.__file__).parent
         self._tables: ModuleType = importlib.import_module(f"{package}.tiles")
+        self._generator: ModuleType = importlib.import_module(f"{package}.generator")
         self._operators: ModuleType = importlib.import_module(f"{package}.ops")
         self._decoder = TritonDecoder(self._package, device)
         self._validation: ModuleType = importlib.import_module(f"{package}.validation")
@@ -171,8 +171,7 @@ class TritonKernel:
         stream = stream_of(case)
         if stream is None:
             return 0.0, None
-        bits = np.array([stream.seed, stream.offset], dtype=np.uint64).view(np.int64)
-        return stream.rate, torch.from_numpy(bits).to(self.device)
+        return stream.rate, self._generator.state_of(stream.seed, stream.offset, self.device)
 
     def unrounded(self, case: AttentionCase, inputs: Inputs) -> Outputs | None:
         """Outputs in float32, before the final rounding; None for dtypes that have none, packed sequences, and decoding."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -107,6 +108,7 @@ def words_used(keys: int) -> int:
     return -(-keys // SIDE) * HALF * WORDS
 
 
+@lru_cache(maxsize=64)  # scalar code asks at every pair
 def stream_of(case: AttentionCase) -> Stream | None:
     """The stream of a case, or None: it has no dropout. numpy's SeedSequence mixes the case's seed into seed and offset.
 

@@ -11,25 +11,18 @@ Each statement comes in scalar form (for mpmath and balls) and vectorised (for f
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flashverify.cases.case import AttentionCase
-from flashverify.dropout.mask import ALL, Stream, keep_scalar, keep_tensor, stream_of
+from flashverify.dropout.mask import ALL, keep_scalar, keep_tensor, stream_of
 
 if TYPE_CHECKING:
     import torch
 
 
-@lru_cache(maxsize=64)
-def _stream_of(case: AttentionCase) -> Stream | None:
-    """`stream_of`, which scalar code asks for at every pair."""
-    return stream_of(case)
-
-
 def exact_rescale(case: AttentionCase) -> Fraction:
     """What kept pairs are multiplied by: r, exactly; 1 without dropout, and 0 where everything is dropped."""
-    stream = _stream_of(case)
+    stream = stream_of(case)
     if stream is None:
         return Fraction(1)
     return Fraction(ALL, ALL - stream.threshold) if stream.threshold < ALL else Fraction(0)
@@ -37,13 +30,13 @@ def exact_rescale(case: AttentionCase) -> Fraction:
 
 def rescale(case: AttentionCase) -> float:
     """`exact_rescale` rounded to float64."""
-    stream = _stream_of(case)
+    stream = stream_of(case)
     return 1.0 if stream is None else stream.rescale
 
 
 def kept_scalar(case: AttentionCase, batch: int, head: int, i: int, j: int) -> bool:
     """Whether query row i of a query head keeps its pair with key column j (scalar form); True without dropout."""
-    stream = _stream_of(case)
+    stream = stream_of(case)
     return stream is None or keep_scalar(stream, case.heads_q, batch, head, i, j)
 
 
@@ -62,5 +55,5 @@ def kept(
     Returns:
         bool tensor (..., C).
     """
-    stream = _stream_of(case)
+    stream = stream_of(case)
     return None if stream is None else keep_tensor(stream, case.heads_q, entries, heads, rows, columns)
