@@ -41,6 +41,9 @@ STATED: dict[str, dict[str, Any]] = {
 SMALLEST_BLOCK = 16
 """Keys of a tile, at least: the finest that tensor cores allow."""
 
+UNALIGNED = "top-left causal mask with seqlen_q != seqlen_k"
+"""What torch's FlashAttention, which aligns bottom-right, is not offered."""
+
 
 class SdpaKernel:
     """One backend of torch.nn.functional.scaled_dot_product_attention; its lse is not returned."""
@@ -80,6 +83,7 @@ class SdpaKernel:
             (case.group_size > 1, "grouped heads"),
             (case.lse_grad, "gradient of lse"),
             (case.mask == "causal" and case.seqlen_q != case.seqlen_k, "bottom-right causal mask with seqlen_q != seqlen_k"),
+            (self._backend == "flash" and case.mask != "full" and case.seqlen_q != case.seqlen_k, UNALIGNED),
             (case.head_dim % 8 > 0 or case.head_dim > 128, "head size that is no multiple of 8, or above 128"),
             (0 in (case.batch, case.seqlen_q, case.seqlen_k), "empty sizes"),
             (case.softmax_scale <= 0.0, "scale that is not positive"),

@@ -18,6 +18,8 @@ CUDA = torch.device("cuda", 0)
     ("changes", "reason"),
     [
         ({}, None),
+        ({"mask": "causal-topleft"}, None),
+        ({"mask": "causal-topleft", "seqlen_k": 513}, "top-left causal mask with seqlen_q != seqlen_k"),
         ({"dtype": "fp32"}, "fp32"),
         ({"heads_q": 4, "heads_kv": 2}, "grouped heads"),
         ({"lse_grad": True}, "gradient of lse"),
@@ -34,6 +36,11 @@ CUDA = torch.device("cuda", 0)
 )
 def test_what_backends_decline(changes, reason):
     assert SdpaKernel("flash", CUDA).declines(CASE.replace(**changes)) == reason
+
+
+def test_other_backends_than_flash_take_top_left_masks_of_any_lengths():
+    case = CASE.replace(mask="causal-topleft", seqlen_k=513)
+    assert all(SdpaKernel(backend, CUDA).declines(case) is None for backend in ("efficient", "cudnn"))
 
 
 def test_the_contract_leaves_the_walk_open(monkeypatch):
