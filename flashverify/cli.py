@@ -1,4 +1,4 @@
-"""The command line: certify, axioms, replay, report, gate, bench, list, env.
+"""The command line: certify, axioms, replay, report, gate, bench, claims, list, env.
 
 Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive, or this program crashed; 4 usage;
 5 nothing ran; 130 interrupted.
@@ -199,18 +199,21 @@ def replay(
 def report(
     certificate: Annotated[Path, typer.Argument(help="A certificate (JSON, or compressed by gzip).")],
     output: Annotated[Path | None, typer.Option(help="Folder for the reports; by default the certificate's.")] = None,
+    claims: Annotated[Path | None, typer.Option(help="What `flashverify claims` wrote (JSON), for a chapter of it.")] = None,
 ) -> None:
     """Write the HTML and the Markdown report of a certificate."""
     from flashverify.console.tables import print_summary
     from flashverify.records.certificate import Certificate
+    from flashverify.records.claims import Claims
     from flashverify.report.render import write_report
 
     read = Certificate.read(certificate)
+    chapter = None if claims is None else Claims.read(claims)
     folder = output or certificate.parent
     folder.mkdir(parents=True, exist_ok=True)
     stem = certificate.name.removesuffix(".gz").removesuffix(".json")
     html, markdown = folder / f"{stem}.html", folder / f"{stem}.md"
-    write_report(read, html, markdown)
+    write_report(read, html, markdown, chapter)
     print_summary(console, read)
     console.print(f"{html}\n{markdown}", soft_wrap=True)
 
@@ -279,6 +282,34 @@ def bench(
     tables = "\n".join((where, "", *half_table(timings), "", *single_table(timings, shown)))
     console.print(tables, markup=False, soft_wrap=True)
     write_atomically(output / "triton-bench-tables.md", f"{tables}\n".encode())
+
+
+@app.command("claims")
+def claims_(
+    output: Annotated[Path, typer.Option(help="Folder for what was measured (JSON) and the reports.")] = OUTPUT,
+) -> None:
+    """Measure what FlashAttention claims, on this machine's GPU: memory, bytes moved, time, exactness, the sign bit."""
+    from flashverify.claims.measure import measure
+    from flashverify.console.axioms import print_unexplained
+    from flashverify.console.claims import print_claim
+    from flashverify.lanes import enter_lane
+    from flashverify.records.axioms import to_axioms
+    from flashverify.records.files import write_atomically
+    from flashverify.report.render import render_claims_html, render_claims_markdown
+
+    chosen = enter_lane("gpu")
+    console.print(f"lane: {chosen.reason}")
+    arithmetic = _measure(chosen)
+    print_unexplained(console, to_axioms(arithmetic))
+    if arithmetic.unexplained:
+        raise typer.Exit(INCONCLUSIVE)
+    measured = measure(arithmetic, lambda claim: print_claim(console, claim))
+    stem = output / f"{measured.kernel}-claims"
+    measured.write(stem.with_suffix(".json"))
+    write_atomically(stem.with_suffix(".html"), render_claims_html(measured).encode())
+    write_atomically(stem.with_suffix(".md"), render_claims_markdown(measured).encode())
+    console.print("\n".join(str(stem.with_suffix(f".{suffix}")) for suffix in ("json", "html", "md")), soft_wrap=True)
+    raise typer.Exit(measured.exit_code)
 
 
 @app.command("list")

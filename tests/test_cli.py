@@ -249,9 +249,10 @@ def test_bad_usage_is_one_line_and_exit_code_4(run, folder, words):
     assert not (folder / "certificates").exists()
 
 
-def test_a_lane_without_its_gpu_is_refused(run, monkeypatch):
+@pytest.mark.parametrize("words", [("certify", "--lane", "gpu"), ("bench",), ("claims",)])
+def test_a_lane_without_its_gpu_is_refused(run, monkeypatch, words):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    code, _, err = run("certify", "--lane", "gpu")
+    code, _, err = run(*words)
     assert (code, err) == (4, "flashverify: lane: got 'gpu', but torch finds no GPU here; accepted are auto and interpreter\n")
 
 

@@ -188,10 +188,15 @@ class TritonKernel:
         shaped = None if dsink is None else dsink[None, :, None]
         return Outputs(out=out, lse=lse, dq=dq, dk=dk, dv=dv, dbias=dbias, dsink=shaped)
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    def blocks(self, case: AttentionCase) -> tuple[int, int, int]:
+        """Query rows of a block of the forward kernel, keys of one of the dK/dV kernel, query rows of one of the dQ kernel."""
+        tiles = self._tiles(case)
+        return tiles.forward.block_m, tiles.dkdv.block_n, tiles.dq.block_m
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, dropout_p: float = 0.0) -> torch.Tensor:
         """Out (B, H, N, D) of the public function that stands in for torch's, as a user calls it: for timing."""
         out: torch.Tensor = self._package.scaled_dot_product_attention(
-            q, k, v, is_causal=causal, input_precision=self.precision
+            q, k, v, is_causal=causal, dropout_p=dropout_p, input_precision=self.precision
         )
         return out
 

@@ -12,6 +12,7 @@ import msgspec
 from flashverify.cases.case import DTYPES, AttentionCase
 from flashverify.records.axioms import Axiom, Axioms, TensorCoreModel
 from flashverify.records.certificate import Certificate, Plan
+from flashverify.records.claims import Claim, Claims, Outcome, Series, Table
 from flashverify.records.dropout import Bits
 from flashverify.records.environment import Environment
 from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Element, Measurement, Sharp, Verdict
@@ -302,3 +303,25 @@ def _failing(old: CaseRecord, excess: float) -> CaseRecord:
     }  # fmt: skip
     broken = measurement(first.tensor, first.mode, **fields)
     return record(AttentionCase.from_id(old.case), Verdict.FAIL, (broken, *others), "12 elements of out exceed their budget")
+
+
+def claims(outcomes: tuple[Outcome, ...] = ("holds",), **changes: object) -> Claims:
+    """Claims of these outcomes, measured on an H200."""
+    series = Series(subject="ours", quantity="peak memory", unit="bytes", lengths=(1, 2), values=(1.5, 3.0))
+    table = Table(columns=("a", "b"), rows=(("x", 1),))
+    made = tuple(
+        Claim(
+            name=f"claim-{i}",
+            statement="It is so.",
+            method="By looking.",
+            outcome=outcome,
+            finding="It was seen.",
+            series=(series,),
+            table=table,
+        )
+        for i, outcome in enumerate(outcomes)
+    )
+    found = Claims(
+        created="2026-01-31T12:00:00Z", environment=H200, kernel="triton", problem="1 sequence", seconds=1.0, claims=made
+    )
+    return msgspec.structs.replace(found, **changes)

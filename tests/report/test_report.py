@@ -19,7 +19,13 @@ from flashverify.records.certificate import Certificate
 from flashverify.records.dropout import Bits, Rates, Statistic
 from flashverify.records.measurement import CheckResult, Verdict
 from flashverify.report.figures import figures
-from flashverify.report.render import render_html, render_markdown, write_report
+from flashverify.report.render import (
+    render_claims_html,
+    render_claims_markdown,
+    render_html,
+    render_markdown,
+    write_report,
+)
 from flashverify.report.text import count, duration, markdown_cell, number, replay_command
 from tests.records.synthetic import (
     AXIOMS,
@@ -27,6 +33,7 @@ from tests.records.synthetic import (
     ODD_AXIOMS,
     case,
     certificate,
+    claims,
     distribution,
     dropped,
     measurement,
@@ -118,7 +125,10 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("name", CERTIFICATES)
 def test_every_certificate_renders_into_one_page_that_loads_nothing(name: str) -> None:
-    html = render_html(CERTIFICATES[name])
+    assert_loads_nothing(render_html(CERTIFICATES[name]))
+
+
+def assert_loads_nothing(html: str) -> None:
     page = Page(html)
     assert page.open == []
     assert len(html.encode()) < 5_000_000
@@ -341,3 +351,32 @@ def test_words() -> None:
     assert markdown_cell("a|b\n<c>") == r"a\|b &lt;c&gt;"
     assert replay_command("id_s0", "triton") == "flashverify replay id_s0"
     assert replay_command("a b", "mine:f g") == "flashverify replay 'a b' --kernel 'mine:f g'"
+
+
+@pytest.mark.parametrize("outcome", ["holds", "does not hold", "not decided"])
+def test_claims_are_a_page_and_a_chapter_that_say_what_holds(outcome: str) -> None:
+    told = msgspec.structs.replace(claims().claims[0], outcome=outcome, statement=HOSTILE)
+    found = claims(claims=(told,))
+    of_h200 = plausible(5)
+    for page in (render_claims_html(found), render_html(of_h200, found)):
+        assert_loads_nothing(page)
+        assert outcome in page
+        assert 'id="claim-claim-0"' in page
+        assert json.loads(re.search(r'id="figures">(.*?)</script>', page)[1])["claim-claim-0"]["data"]  # type: ignore[index]
+    for text in (render_claims_markdown(found), render_markdown(of_h200, found)):
+        assert f"**{outcome}.**" in text
+        assert markdown_cell(HOSTILE) in text
+    assert "claims, measured" not in render_markdown(of_h200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment": msgspec.structs.replace(H200, kernel_sources="other")}, "claims: got claims for kernel_sources other"),
+        ({"environment": INTERPRETER}, "claims: got claims for platform interpreter-x86_64, accepted is nvidia-h200"),
+        ({"kernel": "sdpa:flash"}, "claims: got claims of sdpa:flash, accepted is triton"),
+    ],
+)
+def test_claims_of_something_else_are_no_chapter(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render_markdown(plausible(5), claims(**changes))
