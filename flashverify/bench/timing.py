@@ -40,8 +40,17 @@ class Timing:
         return None if taken is None or others is None else others / taken
 
 
-def take_turns(functions: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of each function; launches run ahead of the GPU, so that they are not timed."""
+def take_turns(
+    functions: Mapping[str, Callable[[], object]], repeats: int = REPEATS, cycles_ahead: int = 0
+) -> dict[str, float]:
+    """Median seconds of each function on the GPU; launches run ahead of it, so that they are not timed.
+
+    Args:
+        functions: what is timed, by name.
+        repeats: how many times each.
+        cycles_ahead: cycles that the GPU waits before each call, in which the host launches what a short function runs; 0: the
+            functions before it take long enough for that.
+    """
     for function in functions.values():
         for _ in range(WARM_UPS):
             function()
@@ -50,6 +59,8 @@ def take_turns(functions: Mapping[str, Callable[[], object]], repeats: int = REP
     for _ in range(repeats):
         for name, function in functions.items():
             start, end = _event(), _event()
+            if cycles_ahead:
+                torch.cuda._sleep(cycles_ahead)  # type: ignore[no-untyped-call]
             start.record()
             function()
             end.record()

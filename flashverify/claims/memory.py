@@ -69,23 +69,28 @@ def judge(series: tuple[Series, ...], allocations: dict[tuple[str, int], int]) -
                 for n, value in zip(one.lengths, one.values, strict=True)
                 if value < WHOLE_MATRICES * HEADS * n * n * ELEMENT
             ]
+    by_name = {one.subject: one for one in series}
+    for n, plain in zip(by_name[OURS].lengths, by_name[OURS].values, strict=True):
+        dropping = by_name[OURS + DROPPING].at(n)
+        if dropping is not None and dropping > plain + GRANULE * allocations[OURS + DROPPING, n]:
+            faults.append(f"{OURS}: {plain:,.0f} bytes at {n} tokens, {dropping:,.0f} with dropout")
     outcome: Outcome = "does not hold" if faults else "holds"
     if {one.subject.removesuffix(DROPPING) for one in series if len(one.lengths) > 1} != {OURS, STANDARD}:
         outcome = "not decided"
     slopes = ", ".join(f"{one.subject} {one.slope:.2f}" for one in series)
-    largest = "; ".join(
-        f"at {one.lengths[-1]:,} tokens {one.subject} takes {one.values[-1] / 2**20:,.0f} MiB" for one in series if one.lengths
+    largest = ", ".join(
+        f"{one.subject} {one.values[-1] / 2**20:,.0f} MiB at {one.lengths[-1]:,} tokens" for one in series if one.lengths
     )
     return Claim(
         name="memory",
         statement="The memory of attention grows linearly with the number of tokens, where that of standard attention grows "
         "quadratically; dropout adds no mask to it.",
         method="Peak of torch's allocator during one forward and backward pass, beyond its inputs. Decides: from each length "
-        f"to the next, ours grows by no more than the length does, but for the allocator's rounding to {GRANULE} bytes; "
-        f"standard attention takes at least {WHOLE_MATRICES} numbers of {ELEMENT} bytes a pair. Slopes are least squares on "
+        "to the next, ours grows by no more than the length does, and dropout adds nothing, but for the allocator's rounding "
+        f"to {GRANULE} bytes; standard attention takes at least {WHOLE_MATRICES} numbers of {ELEMENT} bytes a pair. Slopes are least squares on "
         "logarithms.",
         outcome=outcome,
-        finding=f"Slopes: {slopes}; {largest}." + (f" {'; '.join(faults)}." if faults else ""),
+        finding=f"Slopes: {slopes}. {largest[:1].upper()}{largest[1:]}." + (f" {'; '.join(faults)}." if faults else ""),
         series=series,
     )
 

@@ -108,8 +108,8 @@ def judge(series: tuple[Series, ...], missing: str | None) -> Claim:
     how = f"counted alone: {missing}" if missing is not None else "measured"
     return Claim(
         name="bytes",
-        statement="Attention in tiles moves fewer bytes through the device's memory than standard attention; dropout moves no "
-        "more.",
+        statement="Attention in tiles moves fewer bytes through the device's memory than standard attention, with and without "
+        "dropout.",
         method="Counted from the algorithms (flashverify/claims/traffic.py), and measured by ncu: reads and writes of DRAM by "
         "all kernels of one forward and backward pass, each from empty caches (dram__bytes_read.sum, dram__bytes_write.sum); "
         "what a kernel leaves in the cache at its end is not counted as written. Decides: at every length ours moves fewer "

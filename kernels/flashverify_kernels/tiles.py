@@ -119,8 +119,16 @@ With more, tiles of K and V may have different swizzles, and ptxas 12.8 miscompi
 loaded as a whole: it forms a descriptor from a register that nothing has written (tests/kernels/test_compiles.py).
 """
 
-DROPOUT_DKDV = {128: TileConfig(32, 64, 4, 3)}
-"""padded head size -> the dK/dV tile on Hopper in 16-bit formats with dropout, whose words take registers."""
+DROPPING = {
+    (64, False): {"dq": TileConfig(64, 64, 4, 3)},
+    (64, True): {"forward": TileConfig(64, 64, 4, 3)},
+    (128, False): {"forward": TileConfig(64, 64, 4, 3), "dkdv": TileConfig(32, 64, 4, 3)},
+    (128, True): {"dkdv": TileConfig(32, 64, 4, 2)},
+}
+"""(padded head size, masked) -> other tiles on Hopper in 16-bit formats with dropout, whose words take registers.
+
+Forward tiles keep their number of keys, which lse is summed by: it has the same bits with and without dropout.
+"""
 
 _SINGLE = {
     (16, False): _tiles((64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
@@ -238,10 +246,10 @@ def entry(
     table = SPLIT_TABLES[name] if dtype == torch.float32 and precision != "ieee" else TABLES[name][dtype]
     padded = padded_head_dim(max(head_dim, value_dim))
     tiles = table[padded, masked]
+    if table is _HALF_HOPPER and dropout:
+        tiles = replace(tiles, **DROPPING.get((padded, masked), {}))
     if table is _HALF_HOPPER and value_dim <= FEWER_KEYS:
         tiles = replace(tiles, forward=replace(tiles.forward, block_n=FEWER_KEYS))
-    if table is _HALF_HOPPER and dropout:
-        tiles = replace(tiles, dkdv=DROPOUT_DKDV.get(padded, tiles.dkdv))
     return tiles
 
 

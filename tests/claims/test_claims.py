@@ -61,6 +61,13 @@ def test_memory_that_grows_faster_than_the_length_does_not_hold():
     assert "ours: " in found.finding
 
 
+def test_a_mask_beside_the_others_does_not_hold():
+    with_mask = [40_000 * n + HEADS * n for n in LENGTHS]
+    found = memory.judge(memory_series({OURS + DROPPING: with_mask}), ALLOCATIONS)
+    assert found.outcome == "does not hold"
+    assert "with dropout" in found.finding
+
+
 def test_standard_attention_without_its_matrices_is_no_comparison():
     assert memory.judge(memory_series({STANDARD: [1, 2, 3]}), ALLOCATIONS).outcome == "does not hold"
 

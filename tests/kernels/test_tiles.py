@@ -42,6 +42,16 @@ def test_precision_chooses_the_table_of_float32_alone(monkeypatch: pytest.Monkey
     assert tiles_for(device, torch.bfloat16, 64, 64, False, "bf16x6") == TABLES["sm90"][torch.bfloat16][64, False]
 
 
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "masked"), sorted(KEYS))
+def test_dropout_keeps_the_keys_of_forward_tiles(name: str, dtype: torch.dtype, head_dim: int, masked: bool) -> None:
+    """lse is summed by tiles of keys: others would give it other bits with dropout than without."""
+    for value_dim in (16, head_dim):
+        plain, dropping = (entry(name, dtype, head_dim, value_dim, masked, dropout=dropout) for dropout in (False, True))
+        assert plain.forward.block_n == dropping.forward.block_n
+
+
 def test_tables_by_name() -> None:
     assert set(TABLES) >= {"interpreter", "sm80", "sm90"}
 
