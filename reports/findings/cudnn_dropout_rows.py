@@ -1,7 +1,4 @@
-"""cuDNN's attention drops the same keys for queries i, i + 2, i + 4 and i + 6 of every eight. Needs torch and a GPU alone.
-
-    python cudnn_dropout_rows.py
-"""
+"""cuDNN's attention drops the same keys for queries i, i + 2, i + 4 and i + 6 of every eight. Needs torch and a GPU alone."""
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -1,7 +1,4 @@
-"""Memory-efficient attention rounds the factor 1 / (1 - rate) with P: where weights are equal, out is off. torch and a GPU alone.
-
-    python efficient_dropout_factor.py
-"""
+"""Memory-efficient attention rounds 1 / (1 - rate) with P: where weights are equal, out is off. Needs torch and a GPU alone."""
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
