@@ -83,8 +83,7 @@ class Campaign:
             on_record(record)
 
         execute(
-            self.examined(arithmetic),
-            self.kernel,
+            ((self.kernel, case) for case in self.examined(arithmetic)),
             self.device.type,
             self.factory,
             checks,

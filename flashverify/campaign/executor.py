@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,14 +26,32 @@ MAX_RETURNS = 100
 """How often a case may be given back: more workers than that do not retire around it, so it is the case that ends them."""
 
 
+Work = tuple[str, AttentionCase]
+"""Name of a kernel, and a case to examine it on."""
+
+
+class Examine(Protocol):
+    """What a worker process does with one piece of work; `worker.examine` is the usual one."""
+
+    def __call__(
+        self,
+        case_id: str,
+        kernel_name: str,
+        device: str,
+        factory: KernelFactory,
+        checks: tuple[str, ...],
+        arithmetic: Arithmetic | None,
+    ) -> CaseRecord:
+        """The record of a kernel on a case."""
+
+
 def _start(threads: int) -> None:
     torch.set_num_threads(threads)
     np.seterr(all="ignore")  # the interpreter computes masked and padded elements too, then drops them
 
 
 def execute(
-    cases: Iterable[AttentionCase],
-    kernel_name: str,
+    work: Iterable[Work],
     device: str,
     factory: KernelFactory,
     checks: tuple[str, ...],
@@ -41,42 +60,47 @@ def execute(
     timeout: float,
     on_record: Callable[[CaseRecord], None],
     arithmetic: Arithmetic | None = None,
+    task: Examine = examine,
 ) -> None:
-    """Examine the cases in worker processes and hand over each record as it comes.
+    """Examine kernels on cases in worker processes and hand over each record as it comes.
 
     Args:
-        cases: the cases, in the order in which they are to start.
-        kernel_name: the kernel, as the factory knows it.
+        work: kernels, as the factory knows them, and cases, in the order in which they are to start.
         device: "cuda" or "cpu".
-        factory: makes the kernel in a worker.
+        factory: makes a kernel in a worker.
         checks: names of the checks.
         workers: number of processes.
         timeout: seconds that one case may take.
-        on_record: called once a case, in this process.
+        on_record: called once for each, in this process.
         arithmetic: what the device was measured to do, or None if it was not measured.
+        task: what a worker does with each; a module-level function.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPool(max_workers=workers, context=context, initializer=_start, initargs=(1,)) as pool:
-        waiting: dict[Future[CaseRecord], tuple[str, float]] = {}
-        returns: Counter[str] = Counter()
+        waiting: dict[Future[CaseRecord], tuple[str, str, float]] = {}
+        returns: Counter[tuple[str, str]] = Counter()
 
-        def submit(case_id: str) -> None:
+        def submit(kernel_name: str, case_id: str) -> None:
             arguments = [case_id, kernel_name, device, factory, checks, arithmetic]
-            waiting[pool.schedule(examine, args=arguments, timeout=timeout)] = (case_id, time.perf_counter())
+            waiting[pool.schedule(task, args=arguments, timeout=timeout)] = (kernel_name, case_id, time.perf_counter())
 
         try:
-            for case in cases:
-                submit(case.id)
+            for kernel_name, case in work:
+                submit(kernel_name, case.id)
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    case_id, started = waiting.pop(future)
+                    kernel_name, case_id, started = waiting.pop(future)
                     error = future.exception()
                     if error is None:
                         on_record(future.result())
-                    elif isinstance(error, ProcessExpired) and error.exitcode == RETIRED and returns[case_id] < MAX_RETURNS:
-                        returns[case_id] += 1
-                        submit(case_id)
+                    elif (
+                        isinstance(error, ProcessExpired)
+                        and error.exitcode == RETIRED
+                        and returns[kernel_name, case_id] < MAX_RETURNS
+                    ):
+                        returns[kernel_name, case_id] += 1
+                        submit(kernel_name, case_id)
                     else:
                         # since it was planned: when the worker took it up is not known
                         seconds = min(time.perf_counter() - started, timeout)

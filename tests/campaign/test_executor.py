@@ -20,8 +20,7 @@ HEALTHY = range(10, 14)
 def run(seeds, *, factory=misbehaving, device="cpu", workers=1, timeout=60.0, on_record=None, arithmetic=None):
     records = []
     execute(
-        [HALF.replace(seed=seed) for seed in seeds],
-        "fake",
+        [("fake", HALF.replace(seed=seed)) for seed in seeds],
         device,
         factory,
         tuple(all_checks()),
