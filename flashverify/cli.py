@@ -1,4 +1,4 @@
-"""The command line: certify, axioms, replay, report, gate, bench, claims, list, env.
+"""The command line: certify, axioms, replay, report, gate, bench, claims, mutants, list, env.
 
 Exit codes: 0 certified; 1 a kernel failed; 2 regression against the baseline; 3 inconclusive, or this program crashed; 4 usage;
 5 nothing ran; 130 interrupted.
@@ -310,6 +310,56 @@ def claims_(
     write_atomically(stem.with_suffix(".md"), render_claims_markdown(measured).encode())
     console.print("\n".join(str(stem.with_suffix(f".{suffix}")) for suffix in ("json", "html", "md")), soft_wrap=True)
     raise typer.Exit(measured.exit_code)
+
+
+@app.command("mutants")
+def mutants_(
+    select: Annotated[list[str] | None, typer.Option(help="Only defects whose name contains this; repeatable.")] = None,
+    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of defects that has to be seen.")] = 0.95,
+    output: Annotated[Path, typer.Option(help="Folder for what was found (JSON, Markdown).")] = OUTPUT,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default up to 16, one a core.")] = None,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that one trial may take.")] = 120.0,
+    lane: LaneOption = "auto",
+) -> None:
+    """Measure what the suite sees: planted defects on their cases, with all checks, beside the healthy kernel."""
+    import msgspec
+
+    from flashverify.campaign.campaign import MOST_WORKERS
+    from flashverify.console.axioms import print_unexplained
+    from flashverify.console.detection import print_detection, watched
+    from flashverify.kernels import load
+    from flashverify.lanes import enter_lane
+    from flashverify.mutants import detection
+    from flashverify.mutants.verifier import VERIFIER_MUTANTS, examine_verifiers
+    from flashverify.records.axioms import to_axioms
+    from flashverify.records.files import write_atomically
+    from flashverify.report.detection import render_detection
+
+    chosen = enter_lane(lane)
+    console.print(f"lane: {chosen.reason}")
+    mutants = detection.chosen(select or [])
+    arithmetic = _measure(chosen)
+    print_unexplained(console, to_axioms(arithmetic))
+    if arithmetic.unexplained:
+        raise typer.Exit(INCONCLUSIVE)
+    with watched(console, len(detection.plan(mutants))) as on_trial:
+        found = detection.detect(
+            mutants,
+            chosen.device,
+            load,
+            arithmetic,
+            workers=workers or min(MOST_WORKERS, os.cpu_count() or 1),
+            timeout=timeout,
+            on_trial=on_trial,
+        )
+    if not select:
+        verifiers = examine_verifiers(VERIFIER_MUTANTS, chosen.device, workers or min(MOST_WORKERS, os.cpu_count() or 1))
+        found = msgspec.structs.replace(found, verifiers=verifiers)
+    print_detection(console, found)
+    found.write(output / "mutants.json")
+    write_atomically(output / "mutants.md", render_detection(found).encode())
+    console.print("\n".join(str(output / f"mutants.{suffix}") for suffix in ("json", "md")), soft_wrap=True)
+    raise typer.Exit(found.exit_code(least))
 
 
 @app.command("list")

@@ -33,6 +33,8 @@ class Kernel(Protocol):
         signed_probabilities: a method of case and inputs, if there is one: the probabilities before dropout, in the case's
             dtype, (batch, heads_q, seqlen_q, seqlen_k), with the sign bit set where dropout drops a pair, visible or not; or
             None, where it returns none.
+        schedules: a method of a case, if there is one: name -> the same kernel under another schedule (tile sizes, warps,
+            stages) than the one that it has for the case; without those whose tiles are as long as the case.
         unrounded: a method, if there is one: outputs in the accumulator's format, before the final rounding, as a debug mode
             writes them; the gradients are still a function of out as users get it. None where there is nothing to leave out.
         sources: folder of the package that holds its source, to be hashed for the record, or None.

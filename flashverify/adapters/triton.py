@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
 from flashverify.adapters.packing import run_packed
+from flashverify.adapters.schedules import other_tiles
 from flashverify.adapters.triton_decoder import TritonDecoder
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import alibi_slope_tensor, causal_offset, first_offset, limited
@@ -50,6 +53,7 @@ class TritonKernel:
         self._operators: ModuleType = importlib.import_module(f"{package}.ops")
         self._decoder = TritonDecoder(self._package, device)
         self._validation: ModuleType = importlib.import_module(f"{package}.validation")
+        self._forced: Any = None  # tiles that take the place of the table's
 
     def declines(self, case: AttentionCase) -> str | None:
         """Scales beyond the accumulator's format, head sizes without shared memory, and dtypes that a precision is not of."""
@@ -131,11 +135,27 @@ class TritonKernel:
             # The SDPA drop-in, which aligns top-left, returns no lse; with dropout the others return probabilities beside it.
             flat = None if sink is None else sink.flatten()
             features = case.softcap, self._slopes(case), bias, flat, causal_offset(case), first_offset(case)
-            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, None, *state)
+            tiles = None if self._forced is None else self._forced.flatten()
+            out, lse = self._operators.attention(q, k, v, case.softmax_scale, *features, self.precision, tiles, *state)
             return out, lse
 
-        by_operator = case.mask == "causal-topleft" or case.dropout is not None
+        by_operator = case.mask == "causal-topleft" or case.dropout is not None or self._forced is not None
         return differentiate(through_operator if by_operator else through_function, inputs)
+
+    def schedules(self, case: AttentionCase) -> dict[str, TritonKernel]:
+        """The same kernels with other tiles of the table, and with other warps and stages; see `Kernel`."""
+        if case.lengths is not None or case.cache is not None:
+            return {}
+        found = {}
+        for tiles in other_tiles(self._tables, self._tiles(case), case, self.device, self.precision):
+            kernels = (tiles.forward, tiles.dkdv, tiles.dq)
+            if max(size for tile in kernels for size in (tile.block_m, tile.block_n)) >= min(case.seqlen_q, case.seqlen_k):
+                continue
+            other = copy.copy(self)
+            other._forced = tiles
+            label = ", ".join(f"{t.block_m}x{t.block_n} {t.num_warps} warps {t.num_stages} stages" for t in kernels)
+            found[label] = other
+        return found
 
     def signed_probabilities(self, case: AttentionCase, inputs: Inputs) -> torch.Tensor | None:
         """Probabilities with the dropout mask in their sign bits; see `Kernel`. None where the functions return none."""
@@ -205,6 +225,8 @@ class TritonKernel:
         return None if case.alibi is None else alibi_slope_tensor(case, self.device).float()
 
     def _tiles(self, case: AttentionCase):  # type: ignore[no-untyped-def]  # the package is imported late
+        if self._forced is not None:
+            return self._forced
         dtype = TORCH_DTYPES[case.dtype]
         sizes = case.head_dim, case.value_dim
         drops = bool(case.dropout)

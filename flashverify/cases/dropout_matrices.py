@@ -40,6 +40,18 @@ def smoke_dropouts() -> Iterator[AttentionCase]:
     yield AttentionCase(dtype="bf16", seqlen_q=128, seqlen_k=144, head_dim=64, dropout=0.1)
 
 
+def smoke_schedules() -> Iterator[AttentionCase]:
+    """A case whose turn it is to run under other schedules (`checks/schedule.py`), longer than the interpreter's tiles."""
+    yield AttentionCase(dtype="fp16", seqlen_q=40, seqlen_k=48, head_dim=16, dropout=0.3, seed=58)
+
+
+def standard_schedules() -> Iterator[AttentionCase]:
+    """The same, longer than a GPU's tiles, in every dtype."""
+    rows = (("bf16", 64, "full", 11), ("fp16", 128, "causal", 52), ("fp32", 64, "causal", 70), ("fp64", 64, "full", 5))
+    for dtype, head_dim, mask, seed in rows:
+        yield AttentionCase(dtype=dtype, seqlen_q=150, seqlen_k=300, head_dim=head_dim, mask=mask, dropout=0.2, seed=seed)
+
+
 def standard_dropouts() -> Iterator[AttentionCase]:
     """The edges of rates x dtype over several tiles, with grouped heads, full and causal, and a cotangent of lse."""
     shapes = ((257, 300, 64), (130, 130, 128), (64, 200, 32))

@@ -22,7 +22,9 @@ from flashverify.cases.dropout_matrices import (
     in_turn,
     many_dropped_pairs,
     smoke_dropouts,
+    smoke_schedules,
     standard_dropouts,
+    standard_schedules,
 )
 from flashverify.cases.layouts import LAYOUTS
 from flashverify.cases.packed_matrices import smoke_packed, standard_packed
@@ -525,6 +527,7 @@ _STANDARD = (
     _alibi,
     _biases,
     standard_packed,
+    standard_schedules,
     standard_dropouts,
     distributed_dropouts,
     many_dropped_pairs,
@@ -545,6 +548,7 @@ MATRICES: dict[str, tuple[Builder, ...]] = {
         _smoke_alibi,
         _smoke_biases,
         smoke_packed,
+        smoke_schedules,
         smoke_dropouts,
         decoding.smoke,
         _smoke_distributions,

@@ -6,12 +6,12 @@ nothing that it returns as one is taken on trust. A kernel with a generator of i
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 
 import torch
 
 from flashverify.checks.examination import Examination
-from flashverify.checks.probes import Reading, forward_mask, probes
+from flashverify.checks.probes import Probes, Reading, forward_mask, probes
 from flashverify.checks.registry import register
 from flashverify.dropout.of_case import kept
 from flashverify.records.dropout import Bits
@@ -29,14 +29,26 @@ def mask(examination: Examination) -> CheckResult | None:
         return None
     if 0 in (case.batch, case.seqlen_q, case.seqlen_k):
         return CheckResult(check="mask", verdict=Verdict.UNSUPPORTED, reason="no pairs")
-    predictable, made = examination.kernel.predictable, probes(examination)
-    counts = {name: Count(name, "predicted" if predictable else "forward") for name in TENSORS}
-    for reading in itertools.chain(made.of_keys(), made.of_queries()):
-        if predictable:
-            counts[reading.tensor].add(reading, _predicted(examination, reading))
-        elif reading.tensor != "out":
+    if examination.kernel.predictable:
+        return judge("mask", predicted_bits(examination, probes(examination)))
+    counts = {name: Count(name, "forward") for name in TENSORS[1:]}
+    for reading in _readings(probes(examination)):
+        if reading.tensor != "out":
             counts[reading.tensor].add(reading, *forward_mask(examination).at(reading))
-    return judge("mask", tuple(count.bits() for name, count in counts.items() if predictable or name != "out"))
+    return judge("mask", tuple(count.bits() for count in counts.values()))
+
+
+def predicted_bits(examination: Examination, made: Probes, mode: str = "predicted") -> tuple[Bits, ...]:
+    """The masks of all tensors, read by these probes, beside the host's prediction."""
+    counts = {name: Count(name, mode) for name in TENSORS}
+    for reading in _readings(made):
+        counts[reading.tensor].add(reading, _predicted(examination, reading))
+    return tuple(count.bits() for count in counts.values())
+
+
+def _readings(made: Probes) -> Iterator[Reading]:
+    yield from made.of_keys()
+    yield from made.of_queries()
 
 
 def judge(check: str, found: tuple[Bits, ...]) -> CheckResult:
@@ -54,7 +66,7 @@ def judge(check: str, found: tuple[Bits, ...]) -> CheckResult:
 
 def describe(bits: Bits) -> str:
     """What differs, in words."""
-    other = "the host's prediction" if bits.mode == "predicted" else "the forward mask"
+    other = "the forward mask" if bits.mode == "forward" else "the host's prediction"
     return f"{bits.tensor}: {bits.differing} of {bits.compared} bits are not those of {other}, first at {bits.first}"
 
 

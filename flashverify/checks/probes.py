@@ -38,8 +38,8 @@ MOST_BLOCKS = 16
 the last among them."""
 
 FEW_BLOCKS = 2
-"""The same, whatever the group, of a kernel whose mask is predicted, on a CPU: in the interpreter a call takes as long as a
-thousand on a GPU."""
+"""The same, whatever the group, of a kernel whose mask is predicted, on a CPU, where a call of the interpreter takes as long
+as a thousand on a GPU; and of every schedule."""
 
 LOGITS_AT_ONCE = 256
 """Keys whose logits are formed at a time."""
@@ -79,18 +79,19 @@ class Reading:
 class Probes:
     """The probes of a kernel on a case with dropout."""
 
-    def __init__(self, examination: Examination) -> None:
+    def __init__(self, examination: Examination, few: bool = False) -> None:
         """Choose their sizes, and find the probabilities.
 
         Args:
             examination: of the kernel on the case.
+            few: whether `FEW_BLOCKS` are probed wherever the kernel runs.
         """
         case = examination.case
         self.case = case
         self._examination = examination
         self._device = examination.kernel.device
         self._drawn = examination.inputs
-        few = self._device.type == "cpu" and examination.kernel.predictable
+        few = few or (self._device.type == "cpu" and examination.kernel.predictable)
         self._most_of_keys = FEW_BLOCKS if few else MOST_BLOCKS
         self._most_of_queries = FEW_BLOCKS if few else MOST_BLOCKS * case.group_size
         storage = FORMATS[case.dtype]

@@ -79,6 +79,12 @@ DROPOUT = (
         (Edit("dropout.py", "    rows = (first_query // 2 + tl", "    rows = (first_query * 0 + tl"),),
     ),
     Mutant(
+        "dropout-moved-in-other-tiles-of-dq",
+        "dQ reads the words of later keys in tiles of other sizes than the usual ones.",
+        "Dao-AILab/flash-attention#612",
+        (Edit("dq.py", _TILE, _TILE.replace("start,", "start + (0 if BLOCK_M * BLOCK_N in (1024, 4096) else 16),")),),
+    ),
+    Mutant(
         "dropout-before-the-normaliser",
         "Dropped probabilities are missing in the row's sum.",
         "ROCm/triton#460",

@@ -8,7 +8,11 @@ from flashverify.records.dropout import Bits, Statistic, totals
 from flashverify.records.measurement import CaseRecord
 from flashverify.report.text import number, replay_command
 
-COMPARED_WITH = {"predicted": "the host's prediction", "forward": "the kernel's own forward mask"}
+COMPARED_WITH = {
+    "predicted": "the host's prediction",
+    "forward": "the kernel's own forward mask",
+    "schedules": "the host's, under other schedules",
+}
 
 
 def bits_rows(records: Iterable[CaseRecord]) -> tuple[tuple[str, ...], ...]:
