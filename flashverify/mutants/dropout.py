@@ -82,7 +82,7 @@ DROPOUT = (
         "dropout-moved-in-other-tiles-of-dq",
         "dQ reads the words of later keys in tiles of other sizes than the usual ones.",
         "Dao-AILab/flash-attention#612",
-        (Edit("dq.py", _TILE, _TILE.replace("start,", "start + (0 if BLOCK_M * BLOCK_N in (1024, 4096) else 16),")),),
+        (Edit("dq.py", _TILE, _TILE.replace("start,", "start + 16 * (BLOCK_M * BLOCK_N % 3072 != 1024),")),),
     ),
     Mutant(
         "dropout-before-the-normaliser",
