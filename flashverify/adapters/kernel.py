@@ -11,6 +11,23 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
 
+REPEATABLE = "repeatable"
+"""A promise: the same call gives the same bits each time."""
+
+INDEPENDENT = "independent"
+"""A promise: a batch entry, and a group of query heads with its key head, gives the bits that it gives alone, wherever it
+stands and whatever the others hold."""
+
+VISIBLE_ALONE = "visible-alone"
+"""A promise: a row's bits follow from what it sees, those of a key from the rows that see it; not from the finite numbers that
+others hold, nor from how many of them follow."""
+
+ANYTHING_HIDDEN = "anything-hidden"
+"""A promise: what a row does not see does not matter where it holds NaN or infinities either."""
+
+PROMISES = (REPEATABLE, INDEPENDENT, VISIBLE_ALONE, ANYTHING_HIDDEN)
+"""What a kernel may promise of bits, beyond what its budget says of numbers (docs/relations.md)."""
+
 
 class KernelDefectError(Exception):
     """What a kernel did is wrong before any number is compared: a shape or dtype, a missing gradient, an input overwritten."""
@@ -35,6 +52,8 @@ class Kernel(Protocol):
             None, where it returns none.
         unrounded: a method, if there is one: outputs in the accumulator's format, before the final rounding, as a debug mode
             writes them; the gradients are still a function of out as users get it. None where there is nothing to leave out.
+        promises: which of `PROMISES` it gives, a frozenset, if there is one; without it none: what one would make the same
+            bits then has to be equal within budgets.
         sources: folder of the package that holds its source, to be hashed for the record, or None.
     """
 
@@ -67,3 +86,9 @@ class Kernel(Protocol):
         Raises:
             KernelDefectError: if the kernel gives no such tensors.
         """
+
+
+def promises(kernel: Kernel) -> frozenset[str]:
+    """What a kernel promises; nothing, if it says nothing."""
+    given: frozenset[str] = getattr(kernel, "promises", frozenset())
+    return given
