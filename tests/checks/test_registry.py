@@ -11,7 +11,8 @@ from flashverify.checks import registry
 from flashverify.records.measurement import CheckResult, Verdict
 from tests.checks.fakes import HALF, FakeKernel
 
-TOOLS = {"comparison", "examination", "inference", "probes", "rates", "reference", "registry", "views", "stopwatch"}
+TOOLS = {"comparison", "examination", "inference", "probes", "rates", "reference", "registry", "related", "views"}
+TOOLS |= {"stopwatch"}
 """Modules of the package that hold no check."""
 
 

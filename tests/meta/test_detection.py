@@ -4,7 +4,10 @@ import pytest
 
 from flashverify.campaign.worker import examine_with
 from flashverify.cases.case import AttentionCase
+from flashverify.checks import perturbation
+from flashverify.checks.examination import Examination
 from flashverify.checks.registry import all_checks
+from flashverify.checks.related import judge
 from flashverify.kernels import load
 from flashverify.mutants.catalogue import MUTANTS
 from flashverify.records.measurement import Verdict
@@ -132,6 +135,9 @@ RATE_OF = {"dropout-rate-in-8-bits": "drop0.9"}
 """Another rate than `DROPPED` has, where more words tell: 8 bits are 0.0023 off there."""
 
 OF_OTHER_GENERATORS = {"statistics"}
+BY_TURN = {"perturbation"}
+"""Checks that apply to few cases in the interpreter."""
+
 OF_DROPOUT = {"mask", "sign_bit", "effective_rate"}
 """Checks that say nothing of a kernel whose mask is the host's, and of a case without dropout."""
 
@@ -156,12 +162,32 @@ ROUNDING_SEEN_BY = {
 """Defect of rounding -> case, and the checks that fail in the interpreter; tiles of a GPU are larger, and hide less or more."""
 
 
+CAUSAL_HALF = CAUSAL.replace("bf16", "fp16")
+
+RELATING_SEEN_BY = {
+    "maximum-of-hidden-keys": (CAUSAL, {perturbation.FROM_SOME}),
+    "hidden-scores-lowered": (CAUSAL, {perturbation.FROM_SOME}),
+    "keys-scaled-by-their-tile": (CAUSAL_HALF, {perturbation.FROM_SOME}),
+}
+"""Defect that no error of a drawn case shows -> case, and the relations that it breaks; every other check passes."""
+
+RELATED = (*perturbation.CLAIMS,)
+RELATED_TOO = {
+    "softcap-after-mask": (SOFTCAP, {perturbation.FROM_SOME, perturbation.BLIND}),
+    "causal-off-by-one": (CAUSAL, {perturbation.FROM_SOME}),
+    "packed-key-of-the-neighbour": (RAGGED, {perturbation.OTHERS}),
+}
+"""Defect that errors show as well -> case, and the relations that it breaks."""
+
+
 def examine(kernel_name, case_id, device):
     return examine_with(load(kernel_name, device), AttentionCase.from_id(case_id), tuple(all_checks()))
 
 
 def test_every_mutant_is_expected_to_be_seen():
-    assert sorted((*SEEN_BY, *REFUSED, *PACKED_SEEN_BY, *DROPOUT_SEEN_BY, *ROUNDING_SEEN_BY)) == sorted(MUTANTS)
+    assert sorted((*SEEN_BY, *REFUSED, *PACKED_SEEN_BY, *DROPOUT_SEEN_BY, *ROUNDING_SEEN_BY, *RELATING_SEEN_BY)) == sorted(
+        MUTANTS
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +220,7 @@ def test_the_healthy_kernel_passes(case_id, device):
     record = examine("triton", case_id, device)
     assert record.verdict is Verdict.PASS, record.reason
     expected = set(all_checks()) - OF_OTHER_GENERATORS - (set() if case_id == DROPPED else OF_DROPOUT)
-    assert {result.check for result in record.results} == expected
+    assert {result.check for result in record.results} | BY_TURN == expected
 
 
 @pytest.mark.parametrize("name", SEEN_BY)
@@ -202,7 +228,7 @@ def test_a_planted_defect_is_seen(name, device):
     case_id, tensor, checks = SEEN_BY[name]
     record = examine(f"mutant:{name}", case_id, device)
     assert record.verdict is Verdict.FAIL
-    assert {result.check for result in record.results if result.verdict is Verdict.FAIL} - {"sharp"} == checks
+    assert {result.check for result in record.results if result.verdict is Verdict.FAIL} - {"sharp"} - BY_TURN == checks
     failed = [m for result in record.results for m in result.measurements if m.violations]
     assert tensor in {m.tensor for m in failed}
     assert record.reason.startswith(f"{tensor} (")
@@ -213,7 +239,7 @@ def test_a_defect_of_dropout_is_seen(name, device):
     record = examine(f"mutant:{name}", DROPPED.replace("drop0.3", RATE_OF.get(name, "drop0.3")), device)
     assert record.verdict is Verdict.FAIL
     failed = {result.check for result in record.results if result.verdict is Verdict.FAIL}
-    assert failed - {"sharp", "distribution"} == DROPOUT_SEEN_BY[name]
+    assert failed - {"sharp", "distribution"} - BY_TURN == DROPOUT_SEEN_BY[name]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -259,3 +285,30 @@ def test_a_defect_of_rounding_is_seen(name, device):
 def test_the_sharp_tiers_see_what_the_hard_budget_cannot():
     alone = {name for name, (_, checks) in ROUNDING_SEEN_BY.items() if "accuracy" not in checks}
     assert alone == {"p-truncated", "out-accumulated-in-bf16", "ds-truncated", "lse-off"}
+
+
+def broken_relations(kernel_name, case_id, device):
+    """Names of the relations that do not hold of a kernel, of all that the case can have."""
+    examination = Examination(load(kernel_name, device), AttentionCase.from_id(case_id))
+    found = [one for claim in RELATED if claim.applies(examination.case) for one in claim.examine(examination)]
+    return {one.name for one in found if judge("relations", (one,)).verdict is Verdict.FAIL}
+
+
+@pytest.mark.parametrize("case_id", sorted({case_id for case_id, _ in (RELATING_SEEN_BY | RELATED_TOO).values()}))
+def test_relations_hold_of_the_healthy_kernel(case_id, device):
+    assert broken_relations("triton", case_id, device) == set()
+
+
+@pytest.mark.parametrize("name", RELATING_SEEN_BY)
+def test_a_defect_that_errors_do_not_show_is_seen_by_relations(name, device):
+    case_id, names = RELATING_SEEN_BY[name]
+    others = tuple(set(all_checks()) - BY_TURN)
+    record = examine_with(load(f"mutant:{name}", device), AttentionCase.from_id(case_id), others)
+    assert record.verdict is Verdict.PASS, record.reason
+    assert broken_relations(f"mutant:{name}", case_id, device) == names
+
+
+@pytest.mark.parametrize("name", RELATED_TOO)
+def test_relations_see_defects_without_an_oracle(name, device):
+    case_id, names = RELATED_TOO[name]
+    assert broken_relations(f"mutant:{name}", case_id, device) >= names
