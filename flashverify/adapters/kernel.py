@@ -16,7 +16,7 @@ REPEATABLE = "repeatable"
 
 INDEPENDENT = "independent"
 """A promise: a batch entry, and a group of query heads with its key head, gives the bits that it gives alone, wherever it
-stands and whatever the others hold."""
+stands and whatever the others hold; so does each query head, of out, lse and dq, with a key head of its own."""
 
 VISIBLE_ALONE = "visible-alone"
 """A promise: a row's bits follow from what it sees, those of a key from the rows that see it; not from the finite numbers that
@@ -25,7 +25,11 @@ others hold, nor from how many of them follow."""
 ANYTHING_HIDDEN = "anything-hidden"
 """A promise: what a row does not see does not matter where it holds NaN or infinities either."""
 
-PROMISES = (REPEATABLE, INDEPENDENT, VISIBLE_ALONE, ANYTHING_HIDDEN)
+SCALING = "scaling"
+"""A promise: with v or the cotangents multiplied by a power of two, what is linear in them is multiplied by it to the bit, as
+far as no number on the way leaves the range of normal ones."""
+
+PROMISES = (REPEATABLE, INDEPENDENT, VISIBLE_ALONE, ANYTHING_HIDDEN, SCALING)
 """What a kernel may promise of bits, beyond what its budget says of numbers (docs/relations.md)."""
 
 

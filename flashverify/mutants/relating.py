@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from flashverify.mutants.mutant import Edit, Mutant
 
+WALK = "    for start in range(begin, end, BLOCK_N):\n"
+REVERSED = (
+    "    for step in range(begin, end, BLOCK_N):\n"
+    "        start = tl.where({}, step, 2 * begin + (end - 1 - begin) // BLOCK_N * BLOCK_N - step)\n"
+)
+"""A walk over key blocks: from the left, and from the left only where a condition holds."""
+
 RELATING = (
     Mutant(
         "maximum-of-hidden-keys",
@@ -43,6 +50,24 @@ RELATING = (
                 "        scores = peak.to(ACCUMULATOR) * tl.dot(q, tl.trans(k),",
             ),
         ),
+    ),
+    Mutant(
+        "walk-by-entry",
+        "The forward pass walks over the keys of every second batch entry from the right.",
+        "RL-Align/RL-Kernel#147",
+        (Edit("forward.py", WALK, REVERSED.format("batch % 2 == 0")),),
+    ),
+    Mutant(
+        "walk-by-group",
+        "The forward pass walks over the keys of grouped heads from the right.",
+        "control",
+        (Edit("forward.py", WALK, REVERSED.format("group_size == 1")),),
+    ),
+    Mutant(
+        "walk-by-length",
+        "The forward pass walks over the keys from the right where their number is odd.",
+        "Dao-AILab/flash-attention#1897",
+        (Edit("forward.py", WALK, REVERSED.format("seqlen_k % 2 == 0")),),
     ),
 )
 """What sees each of them is stated in `tests/meta/test_detection.py`."""

@@ -12,7 +12,7 @@ from flashverify.records.measurement import CheckResult, Verdict
 from tests.checks.fakes import HALF, FakeKernel
 
 TOOLS = {"comparison", "examination", "inference", "probes", "rates", "reference", "registry", "related", "views"}
-TOOLS |= {"stopwatch"}
+TOOLS |= {"stopwatch", "exact_relations", "bounded_relations"}
 """Modules of the package that hold no check."""
 
 

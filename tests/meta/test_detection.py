@@ -4,10 +4,13 @@ import pytest
 
 from flashverify.campaign.worker import examine_with
 from flashverify.cases.case import AttentionCase
+from flashverify.checks import bounded_relations as bounded
+from flashverify.checks import exact_relations as exact
 from flashverify.checks import perturbation
 from flashverify.checks.examination import Examination
 from flashverify.checks.registry import all_checks
 from flashverify.checks.related import judge
+from flashverify.checks.relations import CLAIMS
 from flashverify.kernels import load
 from flashverify.mutants.catalogue import MUTANTS
 from flashverify.records.measurement import Verdict
@@ -135,7 +138,7 @@ RATE_OF = {"dropout-rate-in-8-bits": "drop0.9"}
 """Another rate than `DROPPED` has, where more words tell: 8 bits are 0.0023 off there."""
 
 OF_OTHER_GENERATORS = {"statistics"}
-BY_TURN = {"perturbation"}
+BY_TURN = {"perturbation", "relations"}
 """Checks that apply to few cases in the interpreter."""
 
 OF_DROPOUT = {"mask", "sign_bit", "effective_rate"}
@@ -162,20 +165,32 @@ ROUNDING_SEEN_BY = {
 """Defect of rounding -> case, and the checks that fail in the interpreter; tiles of a GPU are larger, and hide less or more."""
 
 
+ENTRIES = "fp32_b2_h2x1_n20x300_d16_full_normal_contiguous_s1"
+LONG = "fp32_b1_h1x1_n300x300_d16_causal_normal_contiguous_s32"
+"""Several blocks of keys on every device. The second entry is the one alone; the first rows of the second case are 283."""
+
 CAUSAL_HALF = CAUSAL.replace("bf16", "fp16")
 
 RELATING_SEEN_BY = {
-    "maximum-of-hidden-keys": (CAUSAL, {perturbation.FROM_SOME}),
+    "maximum-of-hidden-keys": (CAUSAL, {perturbation.FROM_SOME, exact.PREFIX}),
     "hidden-scores-lowered": (CAUSAL, {perturbation.FROM_SOME}),
     "keys-scaled-by-their-tile": (CAUSAL_HALF, {perturbation.FROM_SOME}),
+    "walk-by-entry": (ENTRIES, {exact.ENTRIES_PERMUTED, exact.ALONE}),
+    "walk-by-group": (ENTRIES, {exact.GROUPED}),
+    "walk-by-length": (LONG, {exact.PREFIX}),
 }
 """Defect that no error of a drawn case shows -> case, and the relations that it breaks; every other check passes."""
 
-RELATED = (*perturbation.CLAIMS,)
+RELATED = (*perturbation.CLAIMS, *CLAIMS)
 RELATED_TOO = {
     "softcap-after-mask": (SOFTCAP, {perturbation.FROM_SOME, perturbation.BLIND}),
     "causal-off-by-one": (CAUSAL, {perturbation.FROM_SOME}),
     "packed-key-of-the-neighbour": (RAGGED, {perturbation.OTHERS}),
+    "ds-in-fp16": (CAUSAL, {exact.VALUES_SCALED, exact.COTANGENTS_SCALED}),
+    "delta-missing": (CAUSAL, {bounded.DK_SUMMED}),
+    "tail-keys-unmasked": (TAIL, {bounded.ONES, bounded.DV_SUMMED}),
+    "rescale-missed": (GROWING, {bounded.DV_AND_OUT, bounded.KEYS_PERMUTED}),
+    "softcap-slope-missing-in-dq": (SOFTCAP, {bounded.DQ_AND_DK}),
 }
 """Defect that errors show as well -> case, and the relations that it breaks."""
 
