@@ -1,8 +1,6 @@
-"""Relations that hold to the bit, of kernels that promise it: a problem again, scaled, in another order, or as part of one.
+"""Relations that hold to the bit, of kernels that promise it: a problem again, in another order, or as part of one.
 
     f(x) = f(x)                              a batch entry and a group of heads alone = among others, in any order
-    f(2^n v, 2^n dlse) = 2^n f               of out, dq, dk, dbias, dsink; lse and dv stay
-    f(2^n dout, 2^n dlse) = 2^n f            of all gradients; out and lse stay
     grouped heads = key heads repeated       of out, lse, dq; dk and dv: their sums over the group, within budgets
     first rows of a causal problem = the shorter problem            a window that reaches every key = none
 
@@ -13,61 +11,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 
-from flashverify.adapters.kernel import INDEPENDENT, REPEATABLE, SCALING, VISIBLE_ALONE, promises
+from flashverify.adapters.kernel import INDEPENDENT, REPEATABLE, VISIBLE_ALONE
 from flashverify.cases import dense_bias
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.semantics import by_entry, sides
 from flashverify.cases.tensors import Inputs
 from flashverify.checks.examination import Examination
-from flashverify.checks.related import Claim, bounded, close, on, same
-from flashverify.numerics.formats import FORMATS, FP32, FP64
+from flashverify.checks.related import Claim, bounded, close, compared, on, same, whole
 from flashverify.records.relations import Relation
-
-Views = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-"""Of each tensor that is compared, what of the original corresponds to the transformed one."""
 
 EVERYTHING = ("out", "lse", "dq", "dk", "dv", "dbias", "dsink")
 
 SPECIALISED = 16
 """Head sizes that are multiples of it give strides that are: what is compiled for divisors of strides is compiled once."""
 
-FACTORS = {"fp16": 2.0**3}
-"""What values and cotangents are multiplied by, where the format has little room."""
-
-FACTOR = 2.0**20
-
-MARGIN = 4.0
-"""How far products and sums stay below the largest number."""
-
 
 def again(examination: Examination) -> Iterator[Relation]:
     """The same call gives the same bits."""
     repeated = on(examination, examination.inputs)
-    yield from _equal(AGAIN, repeated, examination, dict.fromkeys(EVERYTHING, _whole), {REPEATABLE})
-
-
-def scaled_values(examination: Examination) -> Iterator[Relation]:
-    """Values, and the cotangent of lse, times a power of two."""
-    drawn, factor = examination.inputs, FACTORS.get(examination.case.dtype, FACTOR)
-    linear: tuple[str, ...] = ("out", "dq", "dk", "dbias", "dsink")
-    if examination.case.dtype == "fp16":  # dS is stored in it, and small ones are subnormal
-        linear = ("out",)
-    inputs = dataclasses.replace(drawn, v=drawn.v * factor, dlse=None if drawn.dlse is None else drawn.dlse * factor)
-    yield from _scaled(VALUES_SCALED, examination, inputs, factor, linear, ("lse", "dv"))
-
-
-def scaled_cotangents(examination: Examination) -> Iterator[Relation]:
-    """Both cotangents times a power of two."""
-    drawn, factor = examination.inputs, FACTORS.get(examination.case.dtype, FACTOR)
-    linear = ("dv",) if examination.case.dtype == "fp16" else ("dq", "dk", "dv", "dbias", "dsink")
-    dlse = None if drawn.dlse is None else drawn.dlse * factor
-    inputs = dataclasses.replace(drawn, dout=drawn.dout * factor, dlse=dlse)
-    yield from _scaled(COTANGENTS_SCALED, examination, inputs, factor, linear, ("out", "lse"))
+    yield from compared(AGAIN, repeated, examination, dict.fromkeys(EVERYTHING, whole), {REPEATABLE})
 
 
 def permuted_heads(examination: Examination) -> Iterator[Relation]:
@@ -80,7 +46,7 @@ def permuted_heads(examination: Examination) -> Iterator[Relation]:
     views = dict.fromkeys(("out", "lse", "dq", "dsink"), by_heads) | dict.fromkeys(("dk", "dv"), by_groups)
     if (dense_bias.shape(case) or (1, 1))[1] > 1:
         views["dbias"] = by_heads
-    yield from _equal(HEADS_PERMUTED, on(examination, inputs), examination, views, {REPEATABLE, INDEPENDENT})
+    yield from compared(HEADS_PERMUTED, on(examination, inputs), examination, views, {REPEATABLE, INDEPENDENT})
 
 
 def permuted_entries(examination: Examination) -> Iterator[Relation]:
@@ -88,11 +54,11 @@ def permuted_entries(examination: Examination) -> Iterator[Relation]:
     case, drawn = examination.case, examination.inputs
     order = torch.arange(case.batch, device=drawn.q.device).roll(1 + _turn(case) % (case.batch - 1))
     pick = _picked(0, order)
-    inputs = _changed(drawn, pick, pick, pick, _whole)
+    inputs = _changed(drawn, pick, pick, pick, whole)
     views = dict.fromkeys(("out", "lse", "dq", "dk", "dv"), pick)
     if (dense_bias.shape(case) or (1,))[0] > 1:
         views["dbias"] = pick
-    yield from _equal(ENTRIES_PERMUTED, on(examination, inputs), examination, views, {REPEATABLE, INDEPENDENT})
+    yield from compared(ENTRIES_PERMUTED, on(examination, inputs), examination, views, {REPEATABLE, INDEPENDENT})
 
 
 def alone(examination: Examination) -> Iterator[Relation]:
@@ -117,7 +83,7 @@ def alone(examination: Examination) -> Iterator[Relation]:
     if stored is not None and of_lone is not None and dense_bias.summands(case) == dense_bias.summands(lone):
         views["dbias"] = cut(heads)
     if examination.kernel.declines(lone) is None:
-        yield from _equal(ALONE, on(examination, inputs, lone), examination, views, {REPEATABLE, INDEPENDENT})
+        yield from compared(ALONE, on(examination, inputs, lone), examination, views, {REPEATABLE, INDEPENDENT})
 
 
 def prefix(examination: Examination) -> Iterator[Relation]:
@@ -138,9 +104,9 @@ def prefix(examination: Examination) -> Iterator[Relation]:
         dlse=None if drawn.dlse is None else drawn.dlse.masked_fill(late, 0.0),
     )
     long = on(examination, quiet)
-    inputs = _changed(drawn, first(rows), first(keys), _whole, _whole)
+    inputs = _changed(drawn, first(rows), first(keys), whole, whole)
     views = dict.fromkeys(("out", "lse", "dq"), first(rows)) | dict.fromkeys(("dk", "dv"), first(keys))
-    yield from _equal(PREFIX, on(examination, inputs, short), long, views, {REPEATABLE, VISIBLE_ALONE})
+    yield from compared(PREFIX, on(examination, inputs, short), long, views, {REPEATABLE, VISIBLE_ALONE})
     for tensor in ("dk", "dv"):
         rest = getattr(long.outputs, tensor)[:, :, keys:]
         yield same(PREFIX, tensor, rest, torch.zeros_like(rest))
@@ -152,8 +118,8 @@ def reaching_window(examination: Examination) -> Iterator[Relation]:
     reach = case.seqlen_q + case.seqlen_k
     seen = case.replace(window_left=reach, window_right=reach if case.mask == "full" else None)
     if examination.kernel.declines(seen) is None:
-        views = dict.fromkeys(EVERYTHING, _whole)
-        yield from _equal(WINDOW, on(examination, examination.inputs, seen), examination, views, {REPEATABLE, VISIBLE_ALONE})
+        views = dict.fromkeys(EVERYTHING, whole)
+        yield from compared(WINDOW, on(examination, examination.inputs, seen), examination, views, {REPEATABLE, VISIBLE_ALONE})
 
 
 def grouped(examination: Examination) -> Iterator[Relation]:
@@ -162,9 +128,9 @@ def grouped(examination: Examination) -> Iterator[Relation]:
     wide = case.replace(heads_kv=case.heads_q)
     if examination.kernel.declines(wide) is not None:
         return
-    repeated = on(examination, _changed(drawn, _whole, lambda x: x.repeat_interleave(case.group_size, 1), _whole, _whole), wide)
-    views = dict.fromkeys(("out", "lse", "dq", "dbias", "dsink"), _whole)
-    yield from _equal(GROUPED, repeated, examination, views, {REPEATABLE, INDEPENDENT})
+    repeated = on(examination, _changed(drawn, whole, lambda x: x.repeat_interleave(case.group_size, 1), whole, whole), wide)
+    views = dict.fromkeys(("out", "lse", "dq", "dbias", "dsink"), whole)
+    yield from compared(GROUPED, repeated, examination, views, {REPEATABLE, INDEPENDENT})
     budgets, of_repeated = bounded(examination), bounded(repeated)
     if budgets is None or of_repeated is None:
         return
@@ -200,61 +166,6 @@ def short_case(case: AttentionCase) -> AttentionCase | None:
     return short if sides(short) == sides(case) else None
 
 
-def _scaled(
-    name: str, examination: Examination, inputs: Inputs, factor: float, linear: tuple[str, ...], constant: tuple[str, ...]
-) -> Iterator[Relation]:
-    if not _has_room(examination.case, inputs):
-        return
-    other = on(examination, inputs)
-    yield from _equal(name, other, examination, dict.fromkeys(constant, _whole), {REPEATABLE, SCALING})
-    storage = FORMATS[examination.case.dtype]
-    # Of smaller numbers, terms may have underflowed; far above, what underflows is far below the last digit.
-    smallest = storage.smallest_normal if storage.name == "fp16" else math.sqrt(storage.smallest_normal)
-    for tensor in linear:
-        before = getattr(examination.outputs, tensor)
-        if before is None:
-            continue
-        told = (before.abs() >= smallest) & (before.abs() <= storage.largest / factor)
-        views = {tensor: lambda x: x * factor}
-        yield from _equal(name, other, examination, views, {REPEATABLE, SCALING}, told)
-
-
-def _has_room(case: AttentionCase, inputs: Inputs) -> bool:
-    """Whether no number on the way can overflow, by the sizes of the inputs; inputs that overflowed already have none."""
-    q, k, v, dout = (float(x.abs().max()) if x.numel() else 0.0 for x in (inputs.q, inputs.k, inputs.v, inputs.dout))
-    dlse = 0.0 if inputs.dlse is None or not inputs.dlse.numel() else float(inputs.dlse.abs().max())
-    rescale = 1.0 if case.dropout is None or case.dropout == 1.0 else 1.0 / (1.0 - case.dropout)
-    slope = 2.0 * rescale * (case.value_dim * v * dout + dlse)
-    terms = max(case.seqlen_k, case.seqlen_q * case.group_size)
-    gradients = terms * slope * max(1.0, q, k) * max(1.0, abs(case.softmax_scale))
-    largest = max(v, dout, rescale * terms * max(v, dout), gradients)
-    accumulator = FP64 if case.dtype == "fp64" else FP32
-    return largest <= accumulator.largest / MARGIN and max(v, dout) <= FORMATS[case.dtype].largest
-
-
-def _equal(
-    name: str, value: Examination, original: Examination, views: Views, needed: set[str], where: torch.Tensor | None = None
-) -> Iterator[Relation]:
-    """Whether outputs of one problem are views of those of another: in bits, where that is promised, else in budgets."""
-    promised = needed <= promises(value.kernel)
-    allowed = None if promised else (bounded(value), bounded(original))
-    for tensor, view in views.items():
-        one, other = getattr(value.outputs, tensor), getattr(original.outputs, tensor)
-        if one is None or other is None or (tensor == "lse" and not value.kernel.returns_lse):
-            continue
-        if allowed is None:
-            yield same(name, tensor, one, view(other), where)
-            continue
-        mine, theirs = allowed
-        if mine is not None and theirs is not None:
-            bound = getattr(mine, tensor) + view(getattr(theirs, tensor))
-            yield close(name, tensor, one, view(other.double()), bound, where)
-
-
-def _whole(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
 def _picked(axis: int, order: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: x if x.shape[axis] == 1 else x.index_select(axis, order)
 
@@ -288,8 +199,6 @@ def _keeps_strides(case: AttentionCase) -> bool:
 
 
 AGAIN = "the same call again"
-VALUES_SCALED = "values times a power of two"
-COTANGENTS_SCALED = "cotangents times a power of two"
 HEADS_PERMUTED = "heads in another order"
 ENTRIES_PERMUTED = "entries in another order"
 ALONE = "an entry and a group alone"
@@ -299,8 +208,6 @@ GROUPED = "grouped heads as repeated ones"
 
 EXACT_CLAIMS = (
     Claim(AGAIN, "f(x) = f(x)", lambda case: True, again),
-    Claim(VALUES_SCALED, "f(2^n v, 2^n dlse) = 2^n f", lambda case: not case.forward_only, scaled_values),
-    Claim(COTANGENTS_SCALED, "f(2^n dout, 2^n dlse) = 2^n f", lambda case: not case.forward_only, scaled_cotangents),
     Claim(
         HEADS_PERMUTED,
         "f of groups in another order = f's groups in that order",

@@ -35,6 +35,10 @@ SALT = 2294
 """Which cases: ones among which every relation has its turn in both matrices and lanes."""
 
 
+Views = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+"""Of each tensor that is compared, what of the original corresponds to the transformed one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One relation.
@@ -182,6 +186,39 @@ def equal(
             yield same(name, tensor, one, other, place)
         elif (budget := getattr(budgets(examination), tensor)) is not None:
             yield close(name, tensor, one, other, 2.0 * budget, place)
+
+
+def compared(
+    name: str, value: Examination, original: Examination, views: Views, needed: set[str], where: torch.Tensor | None = None
+) -> Iterator[Relation]:
+    """Whether outputs of one problem are views of those of another: in bits, where that is promised, else in budgets of both.
+
+    Args:
+        name: of the relation.
+        value: the kernel on the one problem.
+        original: the kernel on the other.
+        views: of each tensor that is compared, what of the original corresponds to it.
+        needed: promises that make bits the same.
+        where: as in `same`.
+    """
+    promised = needed <= promises(value.kernel)
+    allowed = None if promised else (bounded(value), bounded(original))
+    for tensor, view in views.items():
+        one, other = getattr(value.outputs, tensor), getattr(original.outputs, tensor)
+        if one is None or other is None or (tensor == "lse" and not value.kernel.returns_lse):
+            continue
+        if allowed is None:
+            yield same(name, tensor, one, view(other), where)
+            continue
+        mine, theirs = allowed
+        if mine is not None and theirs is not None:
+            bound = getattr(mine, tensor) + view(getattr(theirs, tensor))
+            yield close(name, tensor, one, view(other.double()), bound, where)
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """The tensor itself: the view of what stays where it is."""
+    return x
 
 
 def budgets(examination: Examination) -> Outputs:

@@ -12,6 +12,7 @@ from flashverify.cases.matrices import matrix
 from flashverify.cases.semantics import sides
 from flashverify.checks import bounded_relations as bounded
 from flashverify.checks import exact_relations as exact
+from flashverify.checks import scaled_relations as scaled
 from flashverify.checks.examination import Examination
 from flashverify.checks.perturbation import CLAIMS as PERTURBATIONS
 from flashverify.checks.related import LARGEST, TURNS, close, in_turn, judge, same, scores
@@ -110,16 +111,20 @@ def first(axis):
 
 DEFECTS = {
     "calls differ": (drifting, CAUSAL, {exact.AGAIN}),
-    "gradients are cut off": (lambda: Hiding(change=larger_than(64.0)), CAUSAL, {exact.VALUES_SCALED, exact.COTANGENTS_SCALED}),
+    "gradients are cut off": (
+        lambda: Hiding(change=larger_than(64.0)),
+        CAUSAL,
+        {scaled.VALUES_SCALED, scaled.COTANGENTS_SCALED},
+    ),
     "dlse is scaled by another number": (
         lambda: Hiding(change=add("dk", lambda case, inputs: 2.0**-6 * inputs.dlse.sum().sign())),
         CAUSAL,
-        {exact.COTANGENTS_SCALED},
+        {scaled.COTANGENTS_SCALED},
     ),
     "values have an offset": (
         lambda: Hiding(change=add("out", lambda case, inputs: torch.tensor(2.0**-7))),
         FULL,
-        {exact.VALUES_SCALED, bounded.ONES},
+        {scaled.VALUES_SCALED, bounded.ONES},
     ),
     "the first entry is special": (lambda: Hiding(change=add("out", first(0))), CAUSAL, {exact.ENTRIES_PERMUTED}),
     "the first head is special": (lambda: Hiding(change=add("dq", first(1))), CAUSAL, {exact.HEADS_PERMUTED}),
@@ -175,7 +180,7 @@ def test_a_planted_defect_is_seen(name):
         (REPEATABLE, exact.AGAIN, drifting),
         (INDEPENDENT, exact.ALONE, DEFECTS["the batch size counts"][0]),
         (VISIBLE_ALONE, exact.PREFIX, DEFECTS["the length counts"][0]),
-        (SCALING, exact.VALUES_SCALED, DEFECTS["values have an offset"][0]),
+        (SCALING, scaled.VALUES_SCALED, DEFECTS["values have an offset"][0]),
     ],
 )
 def test_each_promise_decides_whether_bits_are_asked_for(promise, name, kernel):
@@ -191,14 +196,14 @@ def test_each_promise_decides_whether_bits_are_asked_for(promise, name, kernel):
 def test_small_numbers_of_float16_are_not_asked_to_scale():
     examination = Examination(Hiding(), HALF)
     outputs = examination.outputs
-    (dv,) = (one for one in exact.scaled_cotangents(examination) if one.tensor == "dv")
+    (dv,) = (one for one in scaled.scaled_cotangents(examination) if one.tensor == "dv")
     assert 0 < dv.elements <= int((outputs.dv.abs() >= 2.0**-14).sum())
-    assert {one.tensor for one in exact.scaled_values(examination)} == {"out", "lse", "dv"}
+    assert {one.tensor for one in scaled.scaled_values(examination)} == {"out", "lse", "dv"}
 
 
 @pytest.mark.parametrize("scale", [2.0**100, None])
 def test_nothing_is_scaled_where_numbers_might_overflow(scale):
-    found = list(exact.scaled_values(Examination(Hiding(), CAUSAL.replace(scale=scale))))
+    found = list(scaled.scaled_values(Examination(Hiding(), CAUSAL.replace(scale=scale))))
     assert bool(found) == (scale is None)
 
 

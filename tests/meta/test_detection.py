@@ -7,6 +7,7 @@ from flashverify.cases.case import AttentionCase
 from flashverify.checks import bounded_relations as bounded
 from flashverify.checks import exact_relations as exact
 from flashverify.checks import perturbation
+from flashverify.checks import scaled_relations as scaled
 from flashverify.checks.examination import Examination
 from flashverify.checks.registry import all_checks
 from flashverify.checks.related import judge
@@ -186,7 +187,7 @@ RELATED_TOO = {
     "softcap-after-mask": (SOFTCAP, {perturbation.FROM_SOME, perturbation.BLIND}),
     "causal-off-by-one": (CAUSAL, {perturbation.FROM_SOME}),
     "packed-key-of-the-neighbour": (RAGGED, {perturbation.OTHERS}),
-    "ds-in-fp16": (CAUSAL, {exact.VALUES_SCALED, exact.COTANGENTS_SCALED}),
+    "ds-in-fp16": (CAUSAL, {scaled.VALUES_SCALED, scaled.COTANGENTS_SCALED}),
     "delta-missing": (CAUSAL, {bounded.DK_SUMMED}),
     "tail-keys-unmasked": (TAIL, {bounded.ONES, bounded.DV_SUMMED}),
     "rescale-missed": (GROWING, {bounded.DV_AND_OUT, bounded.KEYS_PERMUTED}),
