@@ -178,14 +178,15 @@ def equal(
         needed: promises that make bits the same.
     """
     promised = needed <= promises(examination.kernel)
+    allowed = None if promised else bounded(examination)
     for tensor, place in where.items():
         one, other = getattr(value, tensor), getattr(expected, tensor)
         if one is None or other is None or (tensor == "lse" and not examination.kernel.returns_lse):
             continue
         if promised:
             yield same(name, tensor, one, other, place)
-        elif (budget := getattr(budgets(examination), tensor)) is not None:
-            yield close(name, tensor, one, other, 2.0 * budget, place)
+        elif allowed is not None:
+            yield close(name, tensor, one, other, 2.0 * getattr(allowed, tensor), place)
 
 
 def compared(
@@ -221,15 +222,13 @@ def whole(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def budgets(examination: Examination) -> Outputs:
-    """The hard budgets of a case's outputs; they hold for the kernel's distance from the exact values."""
-    return end_to_end(examination).budget
-
-
 def bounded(examination: Examination) -> Outputs | None:
-    """The hard budgets of a case's outputs, or None where a number on the way may be out of range: then nothing is bounded."""
+    """The hard budgets of a case's outputs, of their distance from the exact values.
+
+    None where a number on the way may be out of range: then nothing is bounded.
+    """
     out_of_range = examination.once("range", lambda: end_to_end(examination).range_violation(examination))
-    return None if out_of_range else budgets(examination)
+    return None if out_of_range else end_to_end(examination).budget
 
 
 def on(examination: Examination, inputs: Inputs, case: AttentionCase | None = None) -> Examination:

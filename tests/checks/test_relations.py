@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from flashverify.adapters.function import FunctionKernel
 from flashverify.adapters.kernel import INDEPENDENT, PROMISES, REPEATABLE, SCALING, VISIBLE_ALONE
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.matrices import matrix
@@ -20,6 +21,7 @@ from flashverify.checks.relations import CLAIMS, relations
 from flashverify.kernels import load
 from flashverify.records.measurement import Verdict
 from flashverify.records.relations import BOUNDED, EXACT
+from tests.checks.fakes import CPU
 from tests.checks.hiding import Hiding
 
 SHAPE = {"batch": 2, "heads_q": 4, "heads_kv": 2, "seqlen_q": 6, "seqlen_k": 9, "head_dim": 16}
@@ -59,6 +61,17 @@ def test_a_kernel_that_promises_nothing_is_held_to_budgets(case):
     compared = [one for one in result.relations if one.name != exact.PREFIX or one.tensor not in {"dk", "dv"}]
     assert {one.mode for one in compared} == {BOUNDED}
     assert all(one.worst is None or one.worst <= 1.0 for one in compared)
+
+
+@pytest.mark.parametrize("mask", ["full", "causal-topleft"])
+def test_a_function_of_others_passes_both_checks_without_a_promise(mask):
+    kernel = FunctionKernel("torch.nn.functional:scaled_dot_product_attention", CPU)
+    case = FULL.replace(mask=mask)
+    examination = Examination(kernel, case)
+    found = [one for claim in (*CLAIMS, *PERTURBATIONS) if claim.applies(case) for one in claim.examine(examination)]
+    assert judge("relations", tuple(found)).reason == ""
+    assert len({one.name for one in found if one.elements}) >= 12
+    assert "lse" not in {one.tensor for one in found}
 
 
 @pytest.mark.parametrize("case", [CAUSAL, BIASED], ids=lambda case: case.id)
