@@ -11,7 +11,10 @@ from flashverify.checks import registry
 from flashverify.records.measurement import CheckResult, Verdict
 from tests.checks.fakes import HALF, FakeKernel
 
-TOOLS = {"comparison", "examination", "inference", "probes", "rates", "reference", "registry", "views", "stopwatch"}
+TOOLS = {
+    *("comparison", "examination", "inference", "probes", "rates", "reference", "registry", "stopwatch", "views"),
+    *("related", "exact_relations", "scaled_relations", "bounded_relations"),
+}
 """Modules of the package that hold no check."""
 
 
