@@ -14,7 +14,6 @@ import torch
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import flash_attention
 from flashverify.adapters.generator import DeviceGenerator
-from flashverify.adapters.kernel import PROMISES
 from flashverify.adapters.packing import PACKED
 from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
@@ -31,7 +30,6 @@ class FunctionKernel:
     - `returns_lse = True`: it returns (out, lse).
     - `saves_outputs = True`: its backward pass works from the out and lse that it returned; see `Kernel`.
     - `predictable = True`: its dropout mask is the host's; see `Kernel`.
-    - `promises = ("repeatable", ...)`: what it promises of bits, of `PROMISES`; see `Kernel`.
     - `declines(case)`: why it does not take a case (a dtype, a head size), or None.
     - `numerical_contract(case, device)`: its `Contract`; otherwise that of a FlashAttention kernel with tiles of at least 16
       keys is assumed, the finest that tensor cores allow.
@@ -64,10 +62,6 @@ class FunctionKernel:
         self.returns_lse = bool(getattr(function, "returns_lse", False))
         self.saves_outputs = bool(getattr(function, "saves_outputs", False))
         self.predictable = bool(getattr(function, "predictable", False))
-        self.promises = frozenset(getattr(function, "promises", ()))
-        unknown = sorted(self.promises - set(PROMISES))
-        if unknown:
-            raise ValueError(f"promises: got {', '.join(unknown)}, accepted are {', '.join(PROMISES)}")
         self._function: Callable[..., Any] = function
         self._takes_dropout = _takes_dropout(function)
         self._generator = DeviceGenerator(device)

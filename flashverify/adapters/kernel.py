@@ -11,27 +11,6 @@ from flashverify.cases.case import AttentionCase
 from flashverify.cases.tensors import Inputs, Outputs
 from flashverify.numerics.contract import Contract
 
-REPEATABLE = "repeatable"
-"""A promise: the same call gives the same bits each time."""
-
-INDEPENDENT = "independent"
-"""A promise: a batch entry, and a group of query heads with its key head, gives the bits that it gives alone, wherever it
-stands and whatever the others hold; so does each query head, of out, lse and dq, with a key head of its own."""
-
-VISIBLE_ALONE = "visible-alone"
-"""A promise: a row's bits follow from what it sees, those of a key from the rows that see it; not from the finite numbers that
-others hold, nor from how many of them follow."""
-
-ANYTHING_HIDDEN = "anything-hidden"
-"""A promise: what a row does not see does not matter where it holds NaN or infinities either."""
-
-SCALING = "scaling"
-"""A promise: with v or the cotangents multiplied by a power of two, what is linear in them is multiplied by it to the bit, as
-far as no number on the way leaves the range of normal ones."""
-
-PROMISES = (REPEATABLE, INDEPENDENT, VISIBLE_ALONE, ANYTHING_HIDDEN, SCALING)
-"""What a kernel may promise of bits, beyond what its budget says of numbers (docs/relations.md)."""
-
 
 class KernelDefectError(Exception):
     """What a kernel did is wrong before any number is compared: a shape or dtype, a missing gradient, an input overwritten."""
@@ -58,8 +37,6 @@ class Kernel(Protocol):
             stages) than the one that it has for the case; without those whose tiles are as long as the case.
         unrounded: a method, if there is one: outputs in the accumulator's format, before the final rounding, as a debug mode
             writes them; the gradients are still a function of out as users get it. None where there is nothing to leave out.
-        promises: which of `PROMISES` it gives, a frozenset, if there is one; without it none: what one would make the same
-            bits then has to be equal within budgets.
         sources: folder of the package that holds its source, to be hashed for the record, or None.
     """
 
@@ -92,9 +69,3 @@ class Kernel(Protocol):
         Raises:
             KernelDefectError: if the kernel gives no such tensors.
         """
-
-
-def promises(kernel: Kernel) -> frozenset[str]:
-    """What a kernel promises; nothing, if it says nothing."""
-    given: frozenset[str] = getattr(kernel, "promises", frozenset())
-    return given

@@ -12,7 +12,6 @@ import torch
 
 from flashverify.adapters.autograd import differentiate
 from flashverify.adapters.contracts import Precision, flash_attention
-from flashverify.adapters.kernel import INDEPENDENT, REPEATABLE, SCALING, VISIBLE_ALONE
 from flashverify.adapters.packing import run_packed
 from flashverify.adapters.schedules import other_tiles
 from flashverify.adapters.triton_decoder import TritonDecoder
@@ -32,7 +31,6 @@ class TritonKernel:
     returns_lse = True
     saves_outputs = True
     predictable = True
-    promises = frozenset({REPEATABLE, INDEPENDENT, VISIBLE_ALONE, SCALING})  # docs/contract.md: range, determinism
 
     def __init__(
         self, device: torch.device, name: str = "triton", package: str = PACKAGE, precision: Precision = "ieee"

@@ -32,7 +32,6 @@ def examine(
     factory: KernelFactory,
     checks: tuple[str, ...],
     arithmetic: Arithmetic | None = None,
-    every_turn: bool = False,
 ) -> CaseRecord:
     """Examine one case; whatever happens, a record comes back, unless the process itself dies.
 
@@ -43,7 +42,6 @@ def examine(
         factory: makes the kernel; a module-level function, since it crosses to another process.
         checks: names of the checks to run.
         arithmetic: what the device was measured to do, or None if it was not measured.
-        every_turn: whether checks that take turns examine this case whoever's turn it is.
     """
     if _fault:
         os._exit(RETIRED)
@@ -53,7 +51,7 @@ def examine(
         key = (kernel_name, device)
         if key not in _kernels:
             _kernels[key] = factory(kernel_name, torch.device(device))
-        return examine_with(_kernels[key], case, checks, arithmetic, every_turn)
+        return examine_with(_kernels[key], case, checks, arithmetic)
     except Exception as error:  # a crash of any kind is a finding about one case
         if device == "cuda" and _is_sticky(error):
             _fault.append(str(error))
@@ -67,20 +65,9 @@ def examine(
 
 
 def examine_with(
-    kernel: Kernel,
-    case: AttentionCase,
-    checks: tuple[str, ...],
-    arithmetic: Arithmetic | None = None,
-    every_turn: bool = False,
+    kernel: Kernel, case: AttentionCase, checks: tuple[str, ...], arithmetic: Arithmetic | None = None
 ) -> CaseRecord:
     """Run the checks of one case on a kernel, in this process.
-
-    Args:
-        kernel: the kernel.
-        case: the case.
-        checks: names of the checks.
-        arithmetic: what the device was measured to do, or None if it was not measured.
-        every_turn: whether checks that take turns examine this case whoever's turn it is.
 
     Raises:
         ValueError: if there is no check of one of the names.
@@ -93,7 +80,7 @@ def examine_with(
     on_gpu = kernel.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    examination = Examination(kernel, case, arithmetic, every_turn=every_turn)
+    examination = Examination(kernel, case, arithmetic)
     registered = all_checks()
     unknown = [name for name in checks if name not in registered]
     if unknown:

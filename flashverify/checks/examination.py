@@ -31,7 +31,6 @@ class Examination:
         case: AttentionCase,
         arithmetic: Arithmetic | None = None,
         stopwatch: Stopwatch | None = None,
-        every_turn: bool = False,
     ) -> None:
         """One kernel on one case.
 
@@ -40,13 +39,11 @@ class Examination:
             case: the case.
             arithmetic: what the device was measured to do, or None: then contracts stand on published figures.
             stopwatch: what its stages are timed by; by default one of its own.
-            every_turn: whether checks that take turns (`related.in_turn`) examine this case whoever's turn it is.
         """
         self.stopwatch = stopwatch or Stopwatch(kernel.device)
         self.kernel = kernel
         self.case = case
         self.arithmetic = arithmetic
-        self.every_turn = every_turn
         self._shared: dict[str, object] = {}
 
     def once(self, name: str, make: Callable[[], Shared]) -> Shared:

@@ -11,7 +11,6 @@ from flashverify.checks.comparison import Comparison
 from flashverify.checks.examination import Examination
 from flashverify.console.anatomy import worst_row
 from flashverify.console.dropout import bits_table, rates_line, statistics_table
-from flashverify.console.relations import relations_table
 from flashverify.console.tables import measurement_table, verdict_text
 from flashverify.console.tiers import distribution_table, sharp_table
 from flashverify.records.measurement import CaseRecord, CheckResult, Verdict
@@ -56,8 +55,6 @@ def _print_result(console: Console, result: CheckResult, said: str) -> None:
         console.print(bits_table(result.bits))
     if result.statistics:
         console.print(statistics_table(result.statistics))
-    if result.relations:
-        console.print(relations_table(result.relations))
     if result.rates is not None:
         console.print(f"  {rates_line(result.rates)}", highlight=False, soft_wrap=True)
 

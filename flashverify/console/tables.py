@@ -8,7 +8,6 @@ from rich.table import Table
 from flashverify.cases.case import DTYPES
 from flashverify.console.axioms import axioms_line
 from flashverify.console.dropout import print_masks
-from flashverify.console.relations import print_relations
 from flashverify.console.text import figure
 from flashverify.console.tiers import print_tiers
 from flashverify.records.certificate import Certificate
@@ -41,7 +40,6 @@ def print_summary(console: Console, certificate: Certificate) -> None:
     console.print("ulp: at the head's largest true value; where a head cancels, error / budget is the figure to read")
     print_tiers(console, certificate)
     print_masks(console, certificate)
-    print_relations(console, certificate)
     _print_distances(console, summary)
     console.print(axioms_line(certificate.axioms), highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{n} {verdict.value}" for verdict, n in summary.verdicts.items() if n)

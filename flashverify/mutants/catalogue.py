@@ -11,7 +11,6 @@ from flashverify.mutants.dropout import DROPOUT
 from flashverify.mutants.features import FEATURES
 from flashverify.mutants.mutant import Edit, Mutant, load_mutant
 from flashverify.mutants.packed import PACKED
-from flashverify.mutants.relating import RELATING
 from flashverify.mutants.rounding import ROUNDING
 
 _ALL = (
@@ -97,7 +96,7 @@ _ALL = (
     ),
 )
 
-MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *DECODING, *CACHES, *DROPOUT, *ROUNDING, *RELATING)}
+MUTANTS = {mutant.name: mutant for mutant in (*_ALL, *FEATURES, *PACKED, *DECODING, *CACHES, *DROPOUT, *ROUNDING)}
 """Every mutant by name."""
 
 

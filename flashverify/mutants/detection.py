@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from flashverify.campaign import worker
 from flashverify.campaign.executor import Work, execute
 from flashverify.campaign.worker import KernelFactory
 from flashverify.cases.case import AttentionCase
 from flashverify.checks.registry import all_checks
 from flashverify.mutants.catalogue import MUTANTS
 from flashverify.mutants.mutant import Mutant, plant
-from flashverify.mutants.trials import EQUIVALENT, RELATED, TRIALS
+from flashverify.mutants.trials import EQUIVALENT, TRIALS
 from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.records.certificate import now
 from flashverify.records.detection import Detection, Planted, Trial
@@ -88,7 +87,6 @@ def detect(
             timeout=timeout,
             on_record=keep,
             arithmetic=arithmetic,
-            task=try_out,
         )
         sources = factory(HEALTHY, torch.device(device)).sources
     trials = {(trial.mutant, trial.case): trial for trial in found}
@@ -119,19 +117,6 @@ def planted(mutants: Iterable[Mutant]) -> Iterator[None]:
             yield
         finally:
             sys.path.remove(folder)
-
-
-def try_out(
-    case_id: str,
-    kernel_name: str,
-    device: str,
-    factory: KernelFactory,
-    checks: tuple[str, ...],
-    arithmetic: Arithmetic | None,
-) -> CaseRecord:
-    """What `worker.examine` gives, by every relation that a case can have; in the interpreter, of `RELATED` cases alone."""
-    every_turn = device == "cuda" or case_id in RELATED
-    return worker.examine(case_id, kernel_name, device, factory, checks, arithmetic, every_turn)
 
 
 def to_trial(record: CaseRecord) -> Trial:

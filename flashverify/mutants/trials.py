@@ -23,10 +23,6 @@ RAGGED = "fp32_b5_h1x1_n20x24_d16_full_normal_contiguous_lengths-ragged_s0"
 USED = "fp32_b5_h1x1_n20x33_d16_full_normal_contiguous_lengths-used_s0"
 ALIGNED = "bf16_b6_h2x1_n20x33_d16_causal_normal_contiguous_alibi-batch_lengths-used_s0"
 DROPPED = "bf16_b2_h2x1_n33x48_d16_causal_large_contiguous_drop0.3_s3"
-ENTRIES = "fp32_b2_h2x1_n20x300_d16_full_normal_contiguous_s1"
-LONG = "fp32_b1_h1x1_n300x300_d16_causal_normal_contiguous_s32"
-"""Several blocks of keys on every device. The second entry is the one alone; the first rows of the second case are 283."""
-CAUSAL_HALF = CAUSAL.replace("bf16", "fp16")
 SCHEDULED = "fp16_b1_h1x1_n130x140_d16_full_normal_contiguous_drop0.3_s14"
 ROUNDED = "bf16_b1_h1x1_n128x144_d64_full_normal_contiguous_s0"
 SMALL = "bf16_b1_h1x1_n128x144_d64_full_small-gradient_contiguous_s0"
@@ -122,17 +118,8 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "delta-missing-in-a-row": (ROUNDED,),
     "ds-in-fp16": (SMALL,),
     "dq-accumulated-in-bf16": (ROUNDED,),
-    "maximum-of-hidden-keys": (CAUSAL,),
-    "hidden-scores-lowered": (CAUSAL,),
-    "keys-scaled-by-their-tile": (CAUSAL_HALF,),
-    "walk-by-entry": (ENTRIES,),
-    "walk-by-group": (ENTRIES,),
-    "walk-by-length": (LONG,),
 }
 """Mutant -> ids of cases."""
-
-RELATED = frozenset((CAUSAL, CAUSAL_HALF, ENTRIES, LONG))
-"""Cases of defects that relations alone see."""
 
 EQUIVALENT: dict[str, str] = {}
 """Mutant that no input shows -> why."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from flashverify.records.dropout import Bits, Rates, Statistic
-from flashverify.records.relations import Relation
 
 
 class Verdict(StrEnum):
@@ -170,7 +169,6 @@ class CheckResult:
         bits: one entry a tensor and mode, of checks that compare dropout masks.
         statistics: one entry a question, of checks that test dropout masks of other generators.
         rates: what a check of the effective rate found, or None.
-        relations: one entry a relation and tensor, of checks that need no oracle.
     """
 
     check: str
@@ -182,7 +180,6 @@ class CheckResult:
     bits: tuple[Bits, ...] = ()
     statistics: tuple[Statistic, ...] = ()
     rates: Rates | None = None
-    relations: tuple[Relation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

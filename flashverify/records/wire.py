@@ -15,7 +15,6 @@ import msgspec
 from flashverify.records.decoding import ARRAYS, Count, decode
 from flashverify.records.dropout import Bits, Rates, Statistic
 from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Element, Measurement, Sharp, Verdict
-from flashverify.records.relations import Relation
 
 Nonfinite = Literal["NaN", "Infinity", "-Infinity"]
 Number = float | Nonfinite
@@ -91,7 +90,6 @@ class WireResult(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     bits: tuple[Bits, ...] = ()
     statistics: tuple[Statistic, ...] = ()
     rates: Rates | None = None
-    relations: tuple[Relation, ...] = ()
 
 
 class WireRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -293,7 +291,6 @@ def to_record(record: CaseRecord, contracts: Table, configurations: Table) -> Wi
                 result.bits,
                 result.statistics,
                 result.rates,
-                result.relations,
             )
             for result in record.results
         ),
@@ -321,7 +318,6 @@ def from_record(wire: WireRecord, contract: dict[str, str], configuration: dict[
                 bits=result.bits,
                 statistics=result.statistics,
                 rates=result.rates,
-                relations=result.relations,
             )
             for result in wire.results
         ),

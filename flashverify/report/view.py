@@ -23,7 +23,6 @@ from flashverify.records.timings import STAGES, UNTIMED, UNTIMED_MEANING, spent
 from flashverify.report.conclusion import verdict_caveats, verdict_sentence, verdict_word
 from flashverify.report.dropout import bits_rows, statistics_rows
 from flashverify.report.problems import Problem, describe, worst_first
-from flashverify.report.relations import relation_rows
 from flashverify.report.rounding import TierLine, tier_lines
 from flashverify.report.text import count, duration, exact, number, replay_command
 
@@ -83,7 +82,6 @@ class View:
         inapplicable: rows of check, reason why it did not apply, and number of cases.
         mask_bits: rows of tensor, what its dropout mask was compared with, cases, bits, those that differ, those that can't be
             told, and those that signs read by value would have lost.
-        relations: rows of relation, how it was judged, cases, elements, those that differ, and the largest difference.
         mask_statistics: rows of question, cases, tests, bits, the least likely outcome, its p-value, the limit, and its replay.
         time: rows of stage, seconds summed over cases, share, and what belongs to it; empty if it was not measured.
     """
@@ -114,7 +112,6 @@ class View:
     inapplicable: tuple[tuple[str, str, str], ...]
     mask_bits: tuple[tuple[str, ...], ...]
     mask_statistics: tuple[tuple[str, ...], ...]
-    relations: tuple[tuple[str, ...], ...]
     time: tuple[tuple[str, str, str, str], ...]
 
 
@@ -173,7 +170,6 @@ def build_view(certificate: Certificate) -> View:
         ),
         mask_bits=bits_rows(certificate.records),
         mask_statistics=statistics_rows(certificate.records, plan.kernel),
-        relations=relation_rows(certificate.records),
         time=_time(certificate.records),
     )
 

@@ -58,16 +58,6 @@ def test_what_the_signature_cannot_say_is_unsupported(changes, reason):
     assert (record.verdict, record.reason) == (Verdict.UNSUPPORTED, reason)
 
 
-def test_promises_are_read_and_unknown_ones_refused(monkeypatch):
-    path = f"{MINE}:only_out"
-    assert FunctionKernel(path, CPU).promises == frozenset()
-    monkeypatch.setattr(f"{MINE}.only_out.promises", ("repeatable",), raising=False)
-    assert FunctionKernel(path, CPU).promises == {"repeatable"}
-    monkeypatch.setattr(f"{MINE}.only_out.promises", ("speed",))
-    with pytest.raises(ValueError, match="promises: got speed, accepted are repeatable, independent, "):
-        FunctionKernel(path, CPU)
-
-
 @pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])
 def test_a_function_that_announces_lse_has_it_checked_and_differentiated(dtype):
     record = examine("eager", TINY.replace(dtype=dtype, lse_grad=True))

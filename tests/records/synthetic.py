@@ -16,7 +16,6 @@ from flashverify.records.claims import Claim, Claims, Outcome, Series, Table
 from flashverify.records.dropout import Bits
 from flashverify.records.environment import Environment
 from flashverify.records.measurement import CaseRecord, CheckResult, Distribution, Element, Measurement, Sharp, Verdict
-from flashverify.records.relations import OBSERVED, Relation
 
 REGIMES = (
     "normal", "peaked", "huge-logits", "one-hot", "repeated-maximum", "equal-logits", "cancelling-values",
@@ -168,12 +167,6 @@ def dropped(case: AttentionCase, *bits: Bits, **found: object) -> CaseRecord:
     verdict = Verdict.FAIL if any(one.differing for one in bits) else Verdict.PASS
     result = CheckResult(check="mask", verdict=verdict, bits=bits, **found)  # type: ignore[arg-type]
     return replace(record(case, verdict), results=(result,))
-
-
-def related(case: AttentionCase, *relations: Relation) -> CaseRecord:
-    """A case's record with relations; it fails if one is judged and broken."""
-    verdict = Verdict.FAIL if any(one.differing and one.mode != OBSERVED for one in relations) else Verdict.PASS
-    return replace(record(case, verdict), results=(CheckResult(check="relations", verdict=verdict, relations=relations),))
 
 
 def certificate(

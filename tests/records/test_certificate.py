@@ -18,22 +18,10 @@ from flashverify.records import files
 from flashverify.records.certificate import COLUMNS, Certificate, Columns, now
 from flashverify.records.dropout import Bits, Rates, Statistic
 from flashverify.records.measurement import Distribution, Element, Measurement, Sharp, Verdict
-from flashverify.records.relations import Relation
 from flashverify.records.schema import certificate_schema, schema_text
 from flashverify.records.timings import STAGES
 from flashverify.records.wire import decode_record, encode_record
-from tests.records.synthetic import (
-    case,
-    certificate,
-    distribution,
-    dropped,
-    measurement,
-    plausible,
-    record,
-    related,
-    sharp,
-    tiered,
-)
+from tests.records.synthetic import case, certificate, distribution, dropped, measurement, plausible, record, sharp, tiered
 
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "certificate.schema.json"
 FLOATS = [name for name, kind in Measurement.__annotations__.items() if kind == "float"]
@@ -158,24 +146,6 @@ counts, numbers = st.integers(0, 2**40), st.floats(allow_nan=False, allow_infini
 )
 def test_what_was_found_of_dropout_survives(bits: Bits, statistic: Statistic, rates: Rates) -> None:
     kept = dropped(case(), bits, statistics=(statistic,), rates=rates)
-    assert same(decode_record(encode_record(kept)), kept)
-    whole = certificate(kept, record(case(seed=1)))
-    assert same(Certificate.from_json(whole.to_json()), whole)
-    schema = certificate_schema()
-    assert fits(json.loads(whole.to_json()), schema, schema)
-
-
-@given(
-    st.builds(
-        Relation,
-        elements=counts,
-        differing=counts,
-        worst=st.none() | numbers,
-        first=st.none() | st.lists(counts, max_size=4).map(tuple),
-    )
-)
-def test_what_was_found_of_relations_survives(relation: Relation) -> None:
-    kept = related(case(), relation)
     assert same(decode_record(encode_record(kept)), kept)
     whole = certificate(kept, record(case(seed=1)))
     assert same(Certificate.from_json(whole.to_json()), whole)

@@ -18,7 +18,6 @@ import pytest
 from flashverify.records.certificate import Certificate
 from flashverify.records.dropout import Bits, Rates, Statistic
 from flashverify.records.measurement import CheckResult, Verdict
-from flashverify.records.relations import BOUNDED, EXACT, OBSERVED, Relation
 from flashverify.report.figures import figures
 from flashverify.report.render import (
     render_claims_html,
@@ -40,7 +39,6 @@ from tests.records.synthetic import (
     measurement,
     plausible,
     record,
-    related,
     sharp,
     tiered,
 )
@@ -61,9 +59,6 @@ LIKELY = Statistic(
     question="independence", tests=300, bits=2_000_000, name="keys, lag 4", trials=9000, events=4600, expected=4500.0, p=0.0357,
     allowed=4e-13,
 )  # fmt: skip
-HELD = Relation(name="alone | in a batch", tensor="out", mode=EXACT, elements=1000)
-UNPROMISED = Relation(name="alone | in a batch", tensor="dq", mode=OBSERVED, elements=500, differing=500, first=(0, 0))
-BROKEN = Relation(name="sums", tensor="dk", mode=BOUNDED, elements=64, differing=3, worst=1.25, first=(0, 1))
 RATES = Rates(mask_low=0.1, mask_high=0.1, assumed_low=0.0999, assumed_high=None)
 
 CERTIFICATES = {
@@ -98,7 +93,6 @@ CERTIFICATES = {
         dropped(case(), PREDICTED, SIGNS),
         dropped(case(seed=1), WRONG, statistics=(LIKELY,), rates=RATES),
     ),
-    "relations": certificate(related(case(), HELD, UNPROMISED), related(case(seed=1), HELD, BROKEN)),
     "scores that are none": certificate(tiered(case(), sharp(headroom=math.nan, violations=1), distribution(rms=math.nan))),
 }  # fmt: skip
 
@@ -247,15 +241,6 @@ def test_dropout_masks_have_their_counts_and_their_least_likely_outcome(of: Call
     assert re.search(r"independence [| ]*1 [| ]*300 [| ]*2,000,000 [| ]*keys, lag 4: 4,600 of 9,000, 4,500.0 expected", section)
     assert f"flashverify replay {case(seed=1).id}" in section
     assert "Dropout masks" not in of(CERTIFICATES["one"])
-
-
-@pytest.mark.parametrize("of", [lambda kept: Page(render_html(kept).replace("</t", " </t")).text, render_markdown])
-def test_relations_have_their_counts(of: Callable[[Certificate], str]) -> None:
-    section = words_of(of(CERTIFICATES["relations"]).partition("Relations")[2])
-    assert re.search(r"alone .{1,2} in a batch [| ]*bit by bit [| ]*2 [| ]*2,000 [| ]*0 [| ]*–", section)
-    assert re.search(r"alone .{1,2} in a batch [| ]*not promised: counted alone [| ]*1 [| ]*500 [| ]*500 ", section)
-    assert re.search(r"sums [| ]*against a bound [| ]*1 [| ]*64 [| ]*3 [| ]*1.25", section)
-    assert "bit by bit [|]" not in words_of(of(CERTIFICATES["one"]))
 
 
 @pytest.mark.parametrize("of", [lambda kept: Page(render_html(kept).replace("</t", " </t")).text, render_markdown])
