@@ -13,6 +13,8 @@ import pytest
 from flashverify.numerics.axioms.arithmetic import Arithmetic, BlockModel, Observation
 from flashverify.records.axioms import Axioms, to_axioms
 from flashverify.records.certificate import Certificate
+from flashverify.records.claims import Claims
+from flashverify.records.detection import Detection
 from flashverify.records.measurement import Verdict
 from flashverify.records.summary import CERTIFIED, INCONCLUSIVE, exit_code
 from tests.records.synthetic import AXIOMS, ODD, ODD_AXIOMS, case, certificate, record
@@ -53,9 +55,10 @@ def test_a_certificate_without_it_is_read_and_written_as_before() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(REPORTS.glob("**/*.json")), ids=lambda path: path.name)
-def test_committed_certificates_are_read_and_written_as_they_are(path: Path) -> None:
-    read = Certificate.read(path)
-    assert read.to_json() == path.read_bytes()
+def test_committed_documents_are_read_and_written_as_they_are(path: Path) -> None:
+    kinds = {kind.__name__.lower(): kind for kind in (Certificate, Claims, Detection)}
+    kind = kinds[json.loads(path.read_bytes())["schema"].split("/")[1]]
+    assert kind.read(path).to_json() == path.read_bytes()
 
 
 def test_a_damaged_one_is_refused_by_field() -> None:
