@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from flashverify.campaign import worker
 from flashverify.campaign.executor import Work, execute
 from flashverify.campaign.worker import KernelFactory
 from flashverify.cases.case import AttentionCase
 from flashverify.checks.registry import all_checks
+from flashverify.mutants import rivals
 from flashverify.mutants.catalogue import MUTANTS
 from flashverify.mutants.mutant import Mutant, plant
 from flashverify.mutants.trials import EQUIVALENT, TRIALS
@@ -22,10 +25,12 @@ from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.records.certificate import now
 from flashverify.records.detection import Detection, Planted, Trial
 from flashverify.records.environment import Environment
-from flashverify.records.measurement import CaseRecord, Verdict
+from flashverify.records.measurement import CaseRecord, CheckResult, Verdict
 
 HEALTHY = "triton"
 PREFIX = "mutant:"
+RIVAL = "rival:"
+"""What is before the name of another project's rule among the results of a record here."""
 
 
 def chosen(words: Sequence[str]) -> tuple[Mutant, ...]:
@@ -87,6 +92,7 @@ def detect(
             timeout=timeout,
             on_record=keep,
             arithmetic=arithmetic,
+            task=try_out,
         )
         sources = factory(HEALTHY, torch.device(device)).sources
     trials = {(trial.mutant, trial.case): trial for trial in found}
@@ -119,14 +125,38 @@ def planted(mutants: Iterable[Mutant]) -> Iterator[None]:
             sys.path.remove(folder)
 
 
+def try_out(
+    case_id: str,
+    kernel_name: str,
+    device: str,
+    factory: KernelFactory,
+    checks: tuple[str, ...],
+    arithmetic: Arithmetic | None,
+) -> CaseRecord:
+    """What `worker.examine` gives, with the verdicts of other projects' rules among the results; they count for nothing."""
+    record = worker.examine(case_id, kernel_name, device, factory, checks, arithmetic)
+    if record.verdict in (Verdict.INCONCLUSIVE, Verdict.UNSUPPORTED):
+        return record  # a kernel that crashed once may take the process with it
+    try:
+        accepted = rivals.verdicts(factory(kernel_name, torch.device(device)), AttentionCase.from_id(case_id))
+    except Exception:  # a test of another project ends here too
+        accepted = dict.fromkeys(rivals.RULES, False)
+    verdicts = {None: Verdict.UNSUPPORTED, True: Verdict.PASS, False: Verdict.FAIL}
+    others = (CheckResult(check=RIVAL + name, verdict=verdicts[accepts]) for name, accepts in accepted.items())
+    return dataclasses.replace(record, results=(*record.results, *others))
+
+
 def to_trial(record: CaseRecord) -> Trial:
-    """A record as it is kept."""
+    """A record of `try_out` as it is kept."""
+    accepted = {Verdict.PASS: True, Verdict.FAIL: False}
+    ours = [result for result in record.results if not result.check.startswith(RIVAL)]
+    others = [result for result in record.results if result.check.startswith(RIVAL)]
     return Trial(
         mutant=record.kernel.removeprefix(PREFIX),
         case=record.case,
         verdict=record.verdict,
         reason=record.reason,
-        checks={result.check: result.verdict for result in record.results if result.verdict is not Verdict.UNSUPPORTED},
-        rivals={},
+        checks={result.check: result.verdict for result in ours if result.verdict is not Verdict.UNSUPPORTED},
+        rivals={result.check.removeprefix(RIVAL): accepted.get(result.verdict) for result in others},
         seconds=record.seconds,
     )
