@@ -167,22 +167,17 @@ def replay(
     from flashverify.campaign.worker import examine_with
     from flashverify.checks.examination import Examination
     from flashverify.checks.registry import all_checks
-    from flashverify.console.axioms import print_unexplained
     from flashverify.console.replay import print_replay
     from flashverify.console.tables import verdict_text
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
-    from flashverify.records.axioms import to_axioms
     from flashverify.records.measurement import Verdict
 
     chosen = enter_lane(lane)
     console.print(f"lane: {chosen.reason}")
     asked = _case(case)
     examined = load(kernel, _device(chosen))
-    arithmetic = _measure(chosen)
-    print_unexplained(console, to_axioms(arithmetic))
-    if arithmetic.unexplained:
-        raise typer.Exit(INCONCLUSIVE)
+    arithmetic = _explained(chosen)
     try:
         record = examine_with(examined, asked, tuple(all_checks()), arithmetic)
     except Exception as error:  # the kernel's, most likely: one replays it to see where
@@ -290,19 +285,14 @@ def claims_(
 ) -> None:
     """Measure what FlashAttention claims, on this machine's GPU: memory, bytes moved, time, exactness, the sign bit."""
     from flashverify.claims.measure import measure
-    from flashverify.console.axioms import print_unexplained
     from flashverify.console.claims import print_claim
     from flashverify.lanes import enter_lane
-    from flashverify.records.axioms import to_axioms
     from flashverify.records.files import write_atomically
     from flashverify.report.render import render_claims_html, render_claims_markdown
 
     chosen = enter_lane("gpu")
     console.print(f"lane: {chosen.reason}")
-    arithmetic = _measure(chosen)
-    print_unexplained(console, to_axioms(arithmetic))
-    if arithmetic.unexplained:
-        raise typer.Exit(INCONCLUSIVE)
+    arithmetic = _explained(chosen)
     measured = measure(arithmetic, lambda claim: print_claim(console, claim))
     stem = output / f"{measured.kernel}-claims"
     measured.write(stem.with_suffix(".json"))
@@ -324,36 +314,31 @@ def mutants_(
     """Measure what the suite sees: planted defects on their cases, with all checks, beside the healthy kernel."""
     import msgspec
 
-    from flashverify.campaign.campaign import MOST_WORKERS
-    from flashverify.console.axioms import print_unexplained
+    from flashverify.campaign.campaign import number_of_workers
     from flashverify.console.detection import print_detection, watched
     from flashverify.kernels import load
     from flashverify.lanes import enter_lane
     from flashverify.mutants import detection
     from flashverify.mutants.verifier import VERIFIER_MUTANTS, examine_verifiers
-    from flashverify.records.axioms import to_axioms
     from flashverify.records.files import write_atomically
     from flashverify.report.detection import render_detection
 
     chosen = enter_lane(lane)
     console.print(f"lane: {chosen.reason}")
     mutants = detection.chosen(select or [])
-    arithmetic = _measure(chosen)
-    print_unexplained(console, to_axioms(arithmetic))
-    if arithmetic.unexplained:
-        raise typer.Exit(INCONCLUSIVE)
+    arithmetic = _explained(chosen)
     with watched(console, len(detection.plan(mutants))) as on_trial:
         found = detection.detect(
             mutants,
             chosen.device,
             load,
             arithmetic,
-            workers=workers or min(MOST_WORKERS, os.cpu_count() or 1),
+            workers=number_of_workers(workers),
             timeout=timeout,
             on_trial=on_trial,
         )
     if not select:
-        verifiers = examine_verifiers(VERIFIER_MUTANTS, chosen.device, workers or min(MOST_WORKERS, os.cpu_count() or 1))
+        verifiers = examine_verifiers(VERIFIER_MUTANTS, chosen.device, number_of_workers(workers))
         found = msgspec.structs.replace(found, verifiers=verifiers)
     print_detection(console, found)
     found.write(output / "mutants.json")
@@ -411,6 +396,18 @@ def _measure(lane: Lane) -> Arithmetic:
     from flashverify.numerics.axioms.measure import measure
 
     return measure(_device(lane))
+
+
+def _explained(lane: Lane) -> Arithmetic:
+    """The device's arithmetic; where it fits no known model, that is printed, and nothing is examined on it."""
+    from flashverify.console.axioms import print_unexplained
+    from flashverify.records.axioms import to_axioms
+
+    arithmetic = _measure(lane)
+    print_unexplained(console, to_axioms(arithmetic))
+    if arithmetic.unexplained:
+        raise typer.Exit(INCONCLUSIVE)
+    return arithmetic
 
 
 def _write(certificate: Certificate, folder: Path, stem: str) -> None:

@@ -7,8 +7,7 @@ import torch
 from flashverify.adapters import registry
 from flashverify.adapters.kernel import Kernel
 from flashverify.mutants import catalogue
-
-MUTANT = "mutant:"
+from flashverify.mutants.mutant import PREFIX
 
 
 def load(name: str, device: torch.device) -> Kernel:
@@ -17,8 +16,8 @@ def load(name: str, device: torch.device) -> Kernel:
     Raises:
         ValueError: if there is none.
     """
-    if name.startswith(MUTANT):
-        return catalogue.load(name.removeprefix(MUTANT), device)
+    if name.startswith(PREFIX):
+        return catalogue.load(name.removeprefix(PREFIX), device)
     if name not in registry.NAMES and (":" not in name or name.startswith(f"{registry.OURS}:")):
-        raise ValueError(f"kernel: got {name!r}, accepted are {MUTANT}NAME, {registry.ACCEPTED}")
+        raise ValueError(f"kernel: got {name!r}, accepted are {PREFIX}NAME, {registry.ACCEPTED}")
     return registry.load(name, device)

@@ -26,6 +26,11 @@ MOST_WORKERS = 16
 """Worker processes by default, at most: each holds a CUDA context."""
 
 
+def number_of_workers(asked: int | None) -> int:
+    """How many worker processes there are: as many as were asked for, or one a core, up to `MOST_WORKERS`."""
+    return asked or min(MOST_WORKERS, os.cpu_count() or 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
     """What is certified, and how.
@@ -87,7 +92,7 @@ class Campaign:
             self.device.type,
             self.factory,
             checks,
-            workers=self.workers or min(MOST_WORKERS, os.cpu_count() or 1),
+            workers=number_of_workers(self.workers),
             timeout=self.timeout,
             on_record=keep,
             arithmetic=arithmetic,

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,19 +29,8 @@ Work = tuple[str, AttentionCase]
 """Name of a kernel, and a case to examine it on."""
 
 
-class Examine(Protocol):
-    """What a worker process does with one piece of work; `worker.examine` is the usual one."""
-
-    def __call__(
-        self,
-        case_id: str,
-        kernel_name: str,
-        device: str,
-        factory: KernelFactory,
-        checks: tuple[str, ...],
-        arithmetic: Arithmetic | None,
-    ) -> CaseRecord:
-        """The record of a kernel on a case."""
+Examine = Callable[[str, str, str, KernelFactory, tuple[str, ...], Arithmetic | None], CaseRecord]
+"""What a worker process does with one piece of work; `worker.examine` is the usual one, and names its arguments."""
 
 
 def _start(threads: int) -> None:

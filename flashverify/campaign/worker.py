@@ -48,10 +48,7 @@ def examine(
     case = AttentionCase.from_id(case_id)
     started = time.perf_counter()
     try:
-        key = (kernel_name, device)
-        if key not in _kernels:
-            _kernels[key] = factory(kernel_name, torch.device(device))
-        return examine_with(_kernels[key], case, checks, arithmetic)
+        return examine_with(kernel_of(kernel_name, device, factory), case, checks, arithmetic)
     except Exception as error:  # a crash of any kind is a finding about one case
         if device == "cuda" and _is_sticky(error):
             _fault.append(str(error))
@@ -62,6 +59,14 @@ def examine(
             reason=f"{type(error).__name__}: {_first_line(error)} ({_place(error)})",
             seconds=time.perf_counter() - started,
         )
+
+
+def kernel_of(name: str, device: str, factory: KernelFactory) -> Kernel:
+    """The kernel of that name on a device, made once a process."""
+    key = (name, device)
+    if key not in _kernels:
+        _kernels[key] = factory(name, torch.device(device))
+    return _kernels[key]
 
 
 def examine_with(

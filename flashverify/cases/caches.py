@@ -6,11 +6,11 @@ are in the cache by then. Left pads and shared pages follow from the case, as le
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.digest import number
 from flashverify.cases.lengths import lengths
 
 PAGE_SIZES = (16, 256)
@@ -47,8 +47,7 @@ def left_pads(case: AttentionCase) -> tuple[int, ...]:
 
 
 def _left_pad(seed: int, b: int, before: int, keys: int) -> int:
-    digest = hashlib.sha256(f"{seed}/left_pad/{b}".encode()).digest()
-    between = 1 + int.from_bytes(digest[:8], "little") % max(before - 1, 1)
+    between = 1 + number(f"{seed}/left_pad/{b}") % max(before - 1, 1)
     kind = PADS[(seed + b) % len(PADS)]
     return {"between": min(between, before), "none": 0, "all": keys, "one": min(1, keys), "cached": before}[kind]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from itertools import product
 
 from flashverify.cases.case import DTYPES, AttentionCase
+from flashverify.cases.digest import number
 
 RATES = (0.1, 0.17, 0.2, 0.5, 0.9)
 """Rates as models have them, most of which float32 does not hold exactly, and one that drops most pairs."""
@@ -26,7 +26,7 @@ def in_turn(case: AttentionCase) -> AttentionCase:
 
     A digest of the id decides, so that dropout is tied to no axis, and a case stays what it is when others come or go.
     """
-    turn = int.from_bytes(hashlib.sha256(f"dropout/{SALT}/{case.id}".encode()).digest()[:8], "little")
+    turn = number(f"dropout/{SALT}/{case.id}")
     if case.cache is not None or case.dropout is not None or turn % TURNS:
         return case
     return case.replace(dropout=RATES[turn // TURNS % len(RATES)])

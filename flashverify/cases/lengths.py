@@ -9,11 +9,11 @@ mixed ones, sixteen all pairs. In a cache ("keys") every entry has all queries, 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.digest import number
 
 KINDS = ("whole", "between", "one", "none")
 """Kinds of lengths, in the order of the cycle."""
@@ -41,8 +41,7 @@ def lengths_of(case: AttentionCase, batch: int) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def _drawn(batch: int, seqlen_q: int, seqlen_k: int, seed: int) -> tuple[tuple[int, int], ...]:
     def length(kind: str, longest: int, b: int) -> int:
-        digest = hashlib.sha256(f"{seed}/lengths/{b}".encode()).digest()
-        between = 1 + int.from_bytes(digest[:8], "little") % max(longest - 1, 1)  # alike for queries and keys
+        between = 1 + number(f"{seed}/lengths/{b}") % max(longest - 1, 1)  # alike for queries and keys
         return {"whole": longest, "between": min(between, longest), "one": min(1, longest), "none": 0}[kind]
 
     def kind(b: int, shift: int) -> str:

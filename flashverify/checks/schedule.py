@@ -11,15 +11,17 @@ A schedule means three more kernels to compile, so a share of the plain cases ha
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 
 from flashverify.cases.case import AttentionCase
+from flashverify.cases.digest import number
+from flashverify.checks import mask
 from flashverify.checks.examination import Examination
 from flashverify.checks.mask import TENSORS, describe, predicted_bits
 from flashverify.checks.probes import Probes
 from flashverify.checks.registry import register
 from flashverify.records.dropout import Bits
-from flashverify.records.measurement import CheckResult, Verdict
+from flashverify.records.measurement import CheckResult
 
 MODE = "schedules"
 
@@ -50,23 +52,17 @@ def is_examined(case: AttentionCase) -> bool:
     """Whether the case is a plain one with dropout, not too large, and has its turn."""
     pairs = case.batch * case.heads_q * case.seqlen_q * case.seqlen_k
     plain = set(case.features) <= PLAIN and case.layout == "contiguous" and case.scale is None
-    turn = int.from_bytes(hashlib.sha256(f"schedule/{case.id}".encode()).digest()[:8], "little")
-    return bool(case.dropout) and case.dropout != 1.0 and plain and 0 < pairs <= MOST_PAIRS and turn % TURNS == 0
+    dropping = bool(case.dropout) and case.dropout != 1.0
+    return dropping and plain and 0 < pairs <= MOST_PAIRS and number(f"schedule/{case.id}") % TURNS == 0
 
 
 def judge(found: dict[str, tuple[Bits, ...]]) -> CheckResult:
     """The verdict over name of a schedule -> bits of every tensor, and their sums."""
     wrong = [f"{name}: {describe(bits)}" for name, of in found.items() for bits in of if bits.differing]
-    totals = tuple(
-        _total(tensor, [bits for of in found.values() for bits in of if bits.tensor == tensor]) for tensor in TENSORS
-    )
-    untold = [bits.tensor for bits in totals if not bits.compared]
-    if wrong:
-        return CheckResult(check="schedule", verdict=Verdict.FAIL, reason="; ".join(wrong), bits=totals)
-    if untold:
-        reason = f"no bit can be told from {', '.join(untold)}"
-        return CheckResult(check="schedule", verdict=Verdict.UNSUPPORTED, reason=reason, bits=totals)
-    return CheckResult(check="schedule", verdict=Verdict.PASS, bits=totals)
+    every = [bits for of in found.values() for bits in of]
+    totals = (_total(tensor, [bits for bits in every if bits.tensor == tensor]) for tensor in TENSORS)
+    result = mask.judge("schedule", tuple(totals))
+    return dataclasses.replace(result, reason="; ".join(wrong)) if wrong else result
 
 
 def _total(tensor: str, parts: list[Bits]) -> Bits:

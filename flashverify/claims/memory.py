@@ -88,8 +88,7 @@ def judge(series: tuple[Series, ...], allocations: dict[tuple[str, int], int]) -
         method="Peak of torch's allocator during one forward and backward pass, beyond its inputs. Decides: from each length "
         "to the next, ours grows by no more than the length does, and dropout adds nothing, but for the allocator's rounding "
         f"to {GRANULE} bytes; standard attention takes at least {WHOLE_MATRICES} numbers of {ELEMENT} bytes a pair. Slopes "
-        "are least squares on "
-        "logarithms.",
+        "are least squares on logarithms.",
         outcome=outcome,
         finding=f"Slopes: {slopes}. {largest[:1].upper()}{largest[1:]}." + (f" {'; '.join(faults)}." if faults else ""),
         series=series,

@@ -33,10 +33,7 @@ def print_detection(console: Console, detection: Detection) -> None:
     for verifier in detection.verifiers:
         if not verifier.differing:
             console.print(f"[red]not caught[/] verifier:{verifier.name}: {verifier.story}", soft_wrap=True)
-    counted = sum(mutant.equivalent is None for mutant in detection.mutants)
-    seen = sum(bool(detection.seen_by(mutant.name)) for mutant in detection.mutants)
-    alarms = len(detection.false_alarms)
     console.print(
-        f"{seen} of {counted} planted defects seen ({100 * detection.score:.1f} %), {alarms} false alarms in "
-        f"{len(detection.controls)} healthy cases; {detection.seconds:.0f} s"
+        f"{detection.seen} of {len(detection.counted)} planted defects seen ({100 * detection.score:.1f} %), "
+        f"{len(detection.false_alarms)} false alarms in {len(detection.controls)} healthy cases; {detection.seconds:.0f} s"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from flashverify.adapters.registry import OURS
 from flashverify.campaign import worker
 from flashverify.campaign.executor import Work, execute
 from flashverify.campaign.worker import KernelFactory
@@ -19,7 +20,7 @@ from flashverify.cases.case import AttentionCase
 from flashverify.checks.registry import all_checks
 from flashverify.mutants import rivals
 from flashverify.mutants.catalogue import MUTANTS
-from flashverify.mutants.mutant import Mutant, plant
+from flashverify.mutants.mutant import PREFIX, Mutant, plant
 from flashverify.mutants.trials import EQUIVALENT, TRIALS
 from flashverify.numerics.axioms.arithmetic import Arithmetic
 from flashverify.records.certificate import now
@@ -27,8 +28,7 @@ from flashverify.records.detection import Detection, Planted, Trial
 from flashverify.records.environment import Environment
 from flashverify.records.measurement import CaseRecord, CheckResult, Verdict
 
-HEALTHY = "triton"
-PREFIX = "mutant:"
+HEALTHY = OURS
 RIVAL = "rival:"
 """What is before the name of another project's rule among the results of a record here."""
 
@@ -76,7 +76,7 @@ def detect(
     Raises:
         ValueError: if a defect can't be planted: the kernels have changed since.
     """
-    started, found = time.perf_counter(), []
+    started, work, found = time.perf_counter(), plan(mutants), []
 
     def keep(record: CaseRecord) -> None:
         found.append(to_trial(record))
@@ -84,7 +84,7 @@ def detect(
 
     with planted(mutants):
         execute(
-            plan(mutants),
+            work,
             device,
             factory,
             tuple(all_checks()),
@@ -96,7 +96,7 @@ def detect(
         )
         sources = factory(HEALTHY, torch.device(device)).sources
     trials = {(trial.mutant, trial.case): trial for trial in found}
-    order = [(kernel.removeprefix(PREFIX), case.id) for kernel, case in plan(mutants)]
+    order = [(kernel.removeprefix(PREFIX), case.id) for kernel, case in work]
     return Detection(
         created=now(),
         environment=Environment.capture(device == "cpu", sources),
@@ -138,7 +138,7 @@ def try_out(
     if record.verdict in (Verdict.INCONCLUSIVE, Verdict.UNSUPPORTED):
         return record  # a kernel that crashed once may take the process with it
     try:
-        accepted = rivals.verdicts(factory(kernel_name, torch.device(device)), AttentionCase.from_id(case_id))
+        accepted = rivals.verdicts(worker.kernel_of(kernel_name, device, factory), AttentionCase.from_id(case_id))
     except Exception:  # a test of another project ends here too
         accepted = dict.fromkeys(rivals.RULES, False)
     verdicts = {None: Verdict.UNSUPPORTED, True: Verdict.PASS, False: Verdict.FAIL}

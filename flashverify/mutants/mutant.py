@@ -7,12 +7,16 @@ import importlib.util
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from flashverify.adapters.triton import PACKAGE, TritonKernel
+
+PREFIX = "mutant:"
+"""What is before a mutant's name where kernels are asked for by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +68,31 @@ def plant(mutant: Mutant, folder: Path) -> str:
     package = _package(mutant)
     target = folder / package
     shutil.copytree(healthy, target, ignore=shutil.ignore_patterns("__pycache__"))
-    for edit in mutant.edits:
-        path = target / edit.file
-        text = path.read_text()
-        if text.count(edit.old) != 1:
-            raise ValueError(f"mutant {mutant.name}: {edit.file} holds {text.count(edit.old)} times, not once: {edit.old!r}")
-        if edit.old.startswith(" ") and f"\n{edit.old}" not in text:
-            raise ValueError(f"mutant {mutant.name}: {edit.file} holds deeper in a line: {edit.old!r}")
-        path.write_text(text.replace(edit.old, edit.new))
+    apply(mutant.edits, target, mutant.name)
     for path in target.glob("*.py"):
         path.write_text(path.read_text().replace(f"{PACKAGE}.", f"{package}."))
     return package
+
+
+def apply(edits: Iterable[Edit], folder: Path, name: str) -> None:
+    """Edit the files of a folder.
+
+    Args:
+        edits: the edits.
+        folder: what their files are relative to.
+        name: the mutant's, for messages.
+
+    Raises:
+        ValueError: as `plant` does.
+    """
+    for edit in edits:
+        path = folder / edit.file
+        text = path.read_text()
+        if text.count(edit.old) != 1:
+            raise ValueError(f"mutant {name}: {edit.file} holds {text.count(edit.old)} times, not once: {edit.old!r}")
+        if edit.old.startswith(" ") and f"\n{edit.old}" not in text:
+            raise ValueError(f"mutant {name}: {edit.file} holds deeper in a line: {edit.old!r}")
+        path.write_text(text.replace(edit.old, edit.new))
 
 
 def load_mutant(mutant: Mutant, device: torch.device) -> TritonKernel:
@@ -88,7 +106,7 @@ def load_mutant(mutant: Mutant, device: torch.device) -> TritonKernel:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         plant(mutant, Path(folder))
         sys.path.append(folder)
-    return TritonKernel(device, name=f"mutant:{mutant.name}", package=package)
+    return TritonKernel(device, name=f"{PREFIX}{mutant.name}", package=package)
 
 
 def _package(mutant: Mutant) -> str:

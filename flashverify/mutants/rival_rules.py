@@ -71,7 +71,7 @@ class Rule:
 def _upcast(case: AttentionCase, inputs: Inputs, out: torch.Tensor) -> Outputs:
     """The formula in float32, rounded to the inputs' dtype."""
     del out
-    return rounded(plain(case, inputs, torch.float32), inputs.q.dtype)
+    return _math(case, inputs)
 
 
 def _higher(case: AttentionCase, inputs: Inputs, out: torch.Tensor) -> Outputs:
@@ -94,7 +94,7 @@ def _half_softmax(case: AttentionCase, inputs: Inputs, out: torch.Tensor) -> Out
 
 def _of_own_out(case: AttentionCase, inputs: Inputs, out: torch.Tensor) -> Outputs:
     """The formula in float32, rounded; gradients with P and dS rounded, and of the kernel's own out."""
-    forward = rounded(plain(case, inputs, torch.float32), inputs.q.dtype)
+    forward = _math(case, inputs)
     return dataclasses.replace(mixed(case, inputs, out), out=forward.out, lse=forward.lse)
 
 

@@ -12,11 +12,10 @@ from flashverify.campaign.worker import examine_with
 from flashverify.cases.case import AttentionCase
 from flashverify.checks.registry import all_checks
 from flashverify.mutants.catalogue import load as load_mutant
+from flashverify.mutants.mutant import PREFIX
 
 WHOLE = "whole"
 """The name that stands for the verdict of all checks together."""
-
-PREFIX = "mutant:"
 
 
 def verdicts(device: str, pairs: list[tuple[str, str]]) -> dict[str, dict[str, str]]:

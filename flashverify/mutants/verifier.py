@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import flashverify
-from flashverify.mutants.mutant import Edit
+from flashverify.adapters.registry import OURS
+from flashverify.mutants.mutant import Edit, apply
 from flashverify.mutants.trials import ALIBI, CACHE, CAUSAL, DROPPED, ROUNDED, TAIL
 from flashverify.records.detection import VerifierTrial
 
-HEALTHY = "triton"
+HEALTHY = OURS
 LARGE_DOUBLE = "fp64_b1_h1x1_n128x144_d64_full_normal_contiguous_s0"
 """Too large for enclosures: the float64 oracle with its own bound is what it is held to."""
 
@@ -200,12 +201,7 @@ def plant(mutant: VerifierMutant, home: Path, folder: Path) -> Path:
     """
     target = folder / home.name
     shutil.copytree(home, target, ignore=shutil.ignore_patterns("__pycache__"))
-    for edit in mutant.edits:
-        path = target / edit.file
-        text = path.read_text()
-        if text.count(edit.old) != 1:
-            raise ValueError(f"mutant {mutant.name}: {edit.file} holds {text.count(edit.old)} times, not once: {edit.old!r}")
-        path.write_text(text.replace(edit.old, edit.new))
+    apply(mutant.edits, target, mutant.name)
     return folder
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from flashverify.records.decoding import Count, decode
+from flashverify.records.decoding import Count
+from flashverify.records.document import Document
 from flashverify.records.environment import Environment
-from flashverify.records.files import read_document, write_atomically
 from flashverify.records.summary import CERTIFIED, FAILED, INCONCLUSIVE
 
 SCHEMA: Literal["flashverify/claims/1"] = "flashverify/claims/1"
@@ -79,7 +78,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     table: Table | None = None
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Claims(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Claims of one kernel, measured on one machine.
 
     Attributes:
@@ -105,18 +104,10 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         outcomes = {claim.outcome for claim in self.claims}
         return FAILED if "does not hold" in outcomes else INCONCLUSIVE if "not decided" in outcomes else CERTIFIED
 
-    def to_json(self) -> bytes:
-        """The JSON document, indented; `from_json` gives the same claims back."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
-
     @classmethod
-    def from_json(cls, data: bytes | str, source: str = "claims") -> Claims:
-        """The claims back from their JSON document.
-
-        Raises:
-            ValueError: if it is not one; the message names the source, the field, what came and what is accepted.
-        """
-        read = decode(data, cls, source)
+    def from_json(cls, data: bytes | str, source: str | None = None) -> Claims:
+        """The claims back from their JSON document; see `Document`. Series and tables have to be whole."""
+        read, source = super().from_json(data, source), source or "claims"
         for claim in read.claims:
             for series in claim.series:
                 _require_series(series, f"{source}: claim {claim.name}, {series.subject}")
@@ -125,24 +116,6 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     f"{source}: claim {claim.name}: got rows that differ in length from their columns, accepted are equal ones"
                 )
         return read
-
-    def write(self, path: Path) -> None:
-        """Write the JSON document as a whole.
-
-        Raises:
-            OSError: if the folder cannot be written.
-        """
-        write_atomically(path, self.to_json())
-
-    @classmethod
-    def read(cls, path: Path) -> Claims:
-        """Read a JSON document, as it was written or compressed by gzip.
-
-        Raises:
-            OSError: if the file cannot be read.
-            ValueError: if it is not one.
-        """
-        return cls.from_json(read_document(path), path.name)
 
 
 def _require_series(series: Series, source: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from flashverify.records.decoding import decode
+from flashverify.records.document import Document
 from flashverify.records.environment import Environment
-from flashverify.records.files import read_document, write_atomically
 from flashverify.records.measurement import Verdict
 from flashverify.records.summary import CERTIFIED, FAILED, INCONCLUSIVE
 
@@ -80,7 +78,7 @@ class VerifierTrial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     differing: tuple[str, ...]
 
 
-class Detection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Detection(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was seen of a catalogue of planted defects.
 
     Attributes:
@@ -120,10 +118,19 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return tuple(mutant for mutant in self.mutants if not self.seen_by(mutant.name))
 
     @property
+    def counted(self) -> tuple[Planted, ...]:
+        """Defects that some input shows."""
+        return tuple(mutant for mutant in self.mutants if mutant.equivalent is None)
+
+    @property
+    def seen(self) -> int:
+        """How many of these are seen."""
+        return sum(bool(self.seen_by(mutant.name)) for mutant in self.counted)
+
+    @property
     def score(self) -> float:
-        """The share of defects, of those that some input shows, that are seen; NaN of none."""
-        counted = [mutant.name for mutant in self.mutants if mutant.equivalent is None]
-        return sum(bool(self.seen_by(name)) for name in counted) / len(counted) if counted else float("nan")
+        """The share of these that are seen; NaN of none."""
+        return self.seen / len(self.counted) if self.counted else float("nan")
 
     @property
     def false_alarms(self) -> tuple[Trial, ...]:
@@ -153,37 +160,6 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         tried = {t.mutant for t in self.trials if t.rivals.get(rule) is not None}
         rejected = {t.mutant for t in self.trials if t.rivals.get(rule) is False}
         return len(rejected), len(tried), *_rejections(self.controls, rule)
-
-    def to_json(self) -> bytes:
-        """The JSON document, indented; `from_json` gives the same back."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes | str, source: str = "detection") -> Detection:
-        """What was kept, back from its JSON document.
-
-        Raises:
-            ValueError: if it is no such document; the message names the source, the field, what came and what is accepted.
-        """
-        return decode(data, cls, source)
-
-    def write(self, path: Path) -> None:
-        """Write the JSON document as a whole.
-
-        Raises:
-            OSError: if the folder cannot be written.
-        """
-        write_atomically(path, self.to_json())
-
-    @classmethod
-    def read(cls, path: Path) -> Detection:
-        """Read a JSON document.
-
-        Raises:
-            OSError: if the file cannot be read.
-            ValueError: if it is no such document.
-        """
-        return cls.from_json(read_document(path), path.name)
 
 
 def _rejections(trials: Iterable[Trial], rule: str) -> tuple[int, int]:

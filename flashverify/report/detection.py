@@ -19,14 +19,12 @@ def render_detection(detection: Detection) -> str:
 
 def _head(detection: Detection) -> Iterator[str]:
     environment = detection.environment
-    seen = [mutant for mutant in detection.mutants if detection.seen_by(mutant.name)]
-    counted = [mutant for mutant in detection.mutants if mutant.equivalent is None]
     yield f"# Detection power on {markdown_cell(environment.gpu or environment.platform)}"
     yield ""
     yield (
-        f"**{len(seen)} of {len(counted)} planted defects are seen: {100 * detection.score:.1f} %.** The healthy kernel "
-        f"passes {len(detection.healthy)} of {len(detection.controls)} cases. {duration(detection.seconds)}, finished "
-        f"{detection.created}."
+        f"**{detection.seen} of {len(detection.counted)} planted defects are seen: {100 * detection.score:.1f} %.** The "
+        f"healthy kernel passes {len(detection.healthy)} of {len(detection.controls)} cases. {duration(detection.seconds)}, "
+        f"finished {detection.created}."
     )
     yield ""
     yield (
@@ -68,9 +66,8 @@ def _rivals(detection: Detection) -> Iterator[str]:
     """Other projects' rules on the same kernels and problems."""
     if not detection.rules:
         return
-    tried = [mutant for mutant in detection.mutants if mutant.equivalent is None]
-    seen = sum(bool(detection.seen_by(mutant.name)) for mutant in tried)
-    rows = [("all checks of this suite", seen, len(tried), len(detection.false_alarms), len(detection.controls))]
+    alarms = len(detection.false_alarms), len(detection.controls)
+    rows = [("all checks of this suite", detection.seen, len(detection.counted), *alarms)]
     rows += [(rule, *detection.rival(rule)) for rule in detection.rules]
     yield "## Other acceptance rules, on the same problems"
     yield ""
@@ -81,9 +78,9 @@ def _rivals(detection: Detection) -> Iterator[str]:
     yield ""
     yield "| rule | defects caught | tried | share | false alarms | healthy cases |"
     yield "|---|---:|---:|---:|---:|---:|"
-    for rule, caught, of, alarms, healthy in rows:
+    for rule, caught, of, rejected, healthy in rows:
         share = f"{100 * caught / of:.0f} %" if of else "–"
-        yield f"| {markdown_cell(rule)} | {caught} | {of} | {share} | {alarms} | {healthy} |"
+        yield f"| {markdown_cell(rule)} | {caught} | {of} | {share} | {rejected} | {healthy} |"
 
 
 def _verifiers(detection: Detection) -> Iterator[str]:
